@@ -1,0 +1,459 @@
+//! Single-producer single-consumer rings over shared memory: indices, entries, no packets.
+//!
+//! Either side of a ring is one of two types. A [`Producer`] writes entries and moves the
+//! producer index; a [`Consumer`] reads them and moves the consumer index. The program is the
+//! producer of FILL and TX and the consumer of RX and COMPLETION; the kernel, real or simulated,
+//! is the other side, and the simulated one uses these very types.
+//!
+//! The protocol is that of the kernel's `net/xdp/xsk_queue.h`:
+//!
+//! - Indices run freely over all 2^32 values and wrap; an entry's slot is its index under the mask.
+//!   The ring is full when producer minus consumer equals its size.
+//! - A side stores only its own index, with release, after the entries that the store speaks of.
+//!   It loads the other's with acquire. One writer an index means plain stores, never a
+//!   read-modify-write.
+//! - Each side keeps a copy of the other's index and reads the shared one again only when the copy
+//!   says that there is no room or nothing there: the line it is on travels as rarely as possible.
+//!
+//! A batch is a guard. [`Slots`] publishes on drop what was written to it, and stores nothing when
+//! nothing was. [`Entries`] marks everything it holds as taken *before* it yields the first entry
+//! and gives back the rest on drop: forgetting a guard leaks entries and can never yield one twice.
+
+use core::any::Any;
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+
+use crate::abi::XDP_RING_NEED_WAKEUP;
+use crate::sync::{AtomicU32, fence};
+
+pub use crate::sync::Slot;
+
+/// The memory of one ring: where its fields are, and what keeps them mapped.
+#[derive(Debug)]
+pub struct RingMemory<T> {
+    producer: NonNull<AtomicU32>,
+    consumer: NonNull<AtomicU32>,
+    flags: NonNull<AtomicU32>,
+    slots: NonNull<Slot<T>>,
+    size: u32,
+    /// Dropped last; nothing above is reached afterwards.
+    owner: std::sync::Arc<dyn Any + Send + Sync>,
+}
+
+impl<T> Clone for RingMemory<T> {
+    fn clone(&self) -> Self {
+        Self { owner: self.owner.clone(), ..*self }
+    }
+}
+
+// SAFETY: the fields point to memory that its owner keeps, and that is made to be shared: atomics,
+// and slots that the ring protocol hands from side to side. Only the unsafe constructors of
+// `Producer` and `Consumer` reach through them.
+unsafe impl<T: Send> Send for RingMemory<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for RingMemory<T> {}
+
+impl<T: Copy> RingMemory<T> {
+    /// A ring of `size` entries whose fields are at the given places.
+    ///
+    /// # Safety
+    ///
+    /// The three words and the `size` slots are valid, aligned, initialised, and stay so for as
+    /// long as `owner` lives.
+    ///
+    /// # Panics
+    ///
+    /// When `size` is not a power of two, or 0.
+    pub unsafe fn new(
+        producer: NonNull<AtomicU32>,
+        consumer: NonNull<AtomicU32>,
+        flags: NonNull<AtomicU32>,
+        slots: NonNull<Slot<T>>,
+        size: u32,
+        owner: std::sync::Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        assert!(size.is_power_of_two(), "a ring of {size} entries: not a power of two");
+        Self { producer, consumer, flags, slots, size, owner }
+    }
+
+    /// A ring in memory of its own, with both indices at `start`: for simulated kernels and tests.
+    pub fn allocate(size: u32, start: u32) -> Self
+    where
+        T: Default + Send + 'static,
+    {
+        assert!(size.is_power_of_two(), "a ring of {size} entries: not a power of two");
+        let owned = std::sync::Arc::new(OwnedRing::<T> {
+            producer: Line(AtomicU32::new(start)),
+            consumer: Line(AtomicU32::new(start)),
+            flags: Line(AtomicU32::new(0)),
+            slots: (0..size).map(|_| Slot::new(T::default())).collect(),
+        });
+        let (producer, consumer) = (NonNull::from(&owned.producer.0), NonNull::from(&owned.consumer.0));
+        let flags = NonNull::from(&owned.flags.0);
+        // A pointer to the whole of the slots, not to the first.
+        let slots = NonNull::from(&owned.slots[..]).cast();
+        // SAFETY: the fields are those of `owned`, which is the owner and does not move.
+        unsafe { Self::new(producer, consumer, flags, slots, size, owned) }
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// The producer's index as published.
+    pub fn producer(&self) -> u32 {
+        self.word(self.producer).load(Acquire)
+    }
+
+    /// The consumer's index as published.
+    pub fn consumer(&self) -> u32 {
+        self.word(self.consumer).load(Acquire)
+    }
+
+    /// Entries published and not yet consumed; `None` when the indices contradict each other.
+    pub fn filled(&self) -> Option<u32> {
+        // The consumer first: the producer read later can only be further on.
+        let consumer = self.consumer();
+        let filled = self.producer().wrapping_sub(consumer);
+        (filled <= self.size).then_some(filled)
+    }
+
+    /// The flags word.
+    pub fn flags(&self) -> u32 {
+        self.word(self.flags).load(Relaxed)
+    }
+
+    /// Sets the flags word, as the kernel's side does.
+    pub fn set_flags(&self, flags: u32) {
+        self.word(self.flags).store(flags, Relaxed);
+    }
+
+    /// Moves the producer's index to any place: what a broken peer might do.
+    ///
+    /// # Safety
+    ///
+    /// The entries that a consumer is made to see hold values that it may act upon.
+    pub unsafe fn set_producer(&self, index: u32) {
+        self.word(self.producer).store(index, Release);
+    }
+
+    /// Moves the consumer's index to any place: what a broken peer might do.
+    ///
+    /// # Safety
+    ///
+    /// The slots that a producer is made to see as free are read by nobody.
+    pub unsafe fn set_consumer(&self, index: u32) {
+        self.word(self.consumer).store(index, Release);
+    }
+
+    fn word(&self, word: NonNull<AtomicU32>) -> &AtomicU32 {
+        // SAFETY: valid while `owner` lives, hence while `self` does.
+        unsafe { word.as_ref() }
+    }
+}
+
+/// A field on a cache line of its own, so that one side's stores don't disturb the other's.
+#[repr(align(64))]
+struct Line(AtomicU32);
+
+struct OwnedRing<T> {
+    producer: Line,
+    consumer: Line,
+    flags: Line,
+    slots: Box<[Slot<T>]>,
+}
+
+// SAFETY: the slots are handed from side to side by the ring protocol.
+unsafe impl<T: Send> Sync for OwnedRing<T> {}
+
+/// The side of a ring that writes entries.
+#[derive(Debug)]
+pub struct Producer<T> {
+    /// Index of the next entry to publish; equal to the shared index between batches.
+    next: u32,
+    /// The consumer's index as last read, plus the size: where room ends.
+    room_end: u32,
+    mask: u32,
+    slots: NonNull<Slot<T>>,
+    memory: RingMemory<T>,
+}
+
+// SAFETY: the memory may be reached from any thread; `&mut self` keeps it to one at a time.
+unsafe impl<T: Send> Send for Producer<T> {}
+
+impl<T: Copy> Producer<T> {
+    /// Works the producer's side of `memory`, from its index as it stands.
+    ///
+    /// # Safety
+    ///
+    /// Nothing else works this side for as long as the value lives, and the other side follows
+    /// the protocol above.
+    pub unsafe fn new(memory: RingMemory<T>) -> Self {
+        Self {
+            next: memory.producer(),
+            room_end: memory.consumer().wrapping_add(memory.size),
+            mask: memory.size - 1,
+            slots: memory.slots,
+            memory,
+        }
+    }
+
+    /// Room for entries, at least as much as was seen last; read anew when that is less than `want`.
+    #[inline(always)]
+    pub fn room(&mut self, want: u32) -> u32 {
+        let room = self.room_end.wrapping_sub(self.next);
+        if room >= want {
+            return room;
+        }
+        self.refresh()
+    }
+
+    #[inline(always)]
+    fn refresh(&mut self) -> u32 {
+        let room_end = self.memory.consumer().wrapping_add(self.mask).wrapping_add(1);
+        let room = room_end.wrapping_sub(self.next);
+        // A consumer that claims more than was ever produced gives no room at all.
+        if room > self.mask + 1 {
+            return self.room_end.wrapping_sub(self.next);
+        }
+        self.room_end = room_end;
+        room
+    }
+
+    /// Up to `n` entries to write, published together when the guard is dropped.
+    #[inline(always)]
+    pub fn reserve(&mut self, n: u32) -> Slots<'_, T> {
+        let n = self.room(n).min(n);
+        Slots { next: self.next, end: self.next.wrapping_add(n), mask: self.mask, slots: self.slots, ring: self }
+    }
+
+    /// Whether the kernel asked to be woken.
+    ///
+    /// Entries published before this call are either seen by the kernel without a wake-up, or the
+    /// flag is seen here: as far as this side can ensure that. Why the fence: publishing is a
+    /// store (the index), then this is a load (the flag) of another word, and a processor may
+    /// perform them the other way round. The kernel does the mirror image: it stores the flag,
+    /// then loads the index. Without a full fence on this side both could read the old values:
+    /// the kernel goes to sleep over an entry, and the program does not wake it.
+    ///
+    /// The kernel has no such fence on its side (`xsk_set_rx_need_wakeup` is a plain `|=`), and
+    /// some drivers set the flag *after* their last look at the ring (i40e on receive). So the
+    /// flag can appear a moment after it was read as clear. Ask again on every idle iteration, and
+    /// go through the kernel's poll before blocking: it looks at the driver's own copy of the flag.
+    #[inline(always)]
+    pub fn needs_wakeup(&self) -> bool {
+        fence(SeqCst);
+        self.memory.flags() & XDP_RING_NEED_WAKEUP != 0
+    }
+
+    /// Index of the next entry: how many were produced since index 0, modulo 2^32.
+    #[inline(always)]
+    pub fn index(&self) -> u32 {
+        self.next
+    }
+
+    /// The shared memory, for a look at the indices.
+    pub fn memory(&self) -> &RingMemory<T> {
+        &self.memory
+    }
+}
+
+/// Entries being written. Dropping it publishes what was pushed, and only if something was.
+#[derive(Debug)]
+pub struct Slots<'r, T: Copy> {
+    next: u32,
+    end: u32,
+    mask: u32,
+    slots: NonNull<Slot<T>>,
+    ring: &'r mut Producer<T>,
+}
+
+impl<T: Copy> Slots<'_, T> {
+    /// Entries that can still be pushed.
+    #[inline(always)]
+    pub fn room(&self) -> u32 {
+        self.end.wrapping_sub(self.next)
+    }
+
+    /// Writes the next entry; `false` when there is no room left.
+    #[inline(always)]
+    #[must_use = "without room nothing was written"]
+    pub fn push(&mut self, value: T) -> bool {
+        if self.next == self.end {
+            return false;
+        }
+        // SAFETY: there is room.
+        unsafe { self.push_unchecked(value) };
+        true
+    }
+
+    /// Writes the next entry.
+    ///
+    /// # Safety
+    ///
+    /// [`room`](Self::room) is not 0.
+    #[inline(always)]
+    pub unsafe fn push_unchecked(&mut self, value: T) {
+        // SAFETY: under the mask it is one of the ring's slots. Between consumer + size and
+        // producer the slot is this side's alone: the consumer reads none beyond the producer
+        // index, which moves only when this guard is dropped.
+        unsafe { self.slots.add((self.next & self.mask) as usize).as_ref().write(value) };
+        self.next = self.next.wrapping_add(1);
+    }
+}
+
+impl<T: Copy> Drop for Slots<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // An unchanged index is not stored: it would take the line away from the other side.
+        if self.next != self.ring.next {
+            self.ring.next = self.next;
+            self.ring.memory.word(self.ring.memory.producer).store(self.next, Release);
+        }
+    }
+}
+
+/// The side of a ring that reads entries.
+#[derive(Debug)]
+pub struct Consumer<T> {
+    /// Index of the next entry to take.
+    next: u32,
+    /// The producer's index as last read.
+    end: u32,
+    mask: u32,
+    slots: NonNull<Slot<T>>,
+    memory: RingMemory<T>,
+}
+
+// SAFETY: the memory may be reached from any thread; `&mut self` keeps it to one at a time.
+unsafe impl<T: Send> Send for Consumer<T> {}
+
+impl<T: Copy> Consumer<T> {
+    /// Works the consumer's side of `memory`, from its index as it stands.
+    ///
+    /// # Safety
+    ///
+    /// Nothing else works this side for as long as the value lives, and the other side follows
+    /// the protocol above.
+    pub unsafe fn new(memory: RingMemory<T>) -> Self {
+        let next = memory.consumer();
+        Self { next, end: next, mask: memory.size - 1, slots: memory.slots, memory }
+    }
+
+    /// Entries to take: as many as were seen last, read anew when that is none.
+    #[inline(always)]
+    pub fn available(&mut self) -> u32 {
+        let n = self.end.wrapping_sub(self.next);
+        if n != 0 {
+            return n;
+        }
+        self.refresh()
+    }
+
+    #[inline(always)]
+    fn refresh(&mut self) -> u32 {
+        let end = self.memory.producer();
+        let n = end.wrapping_sub(self.next);
+        // A producer that claims more than fits has published nothing that could be trusted.
+        if n > self.mask + 1 {
+            return 0;
+        }
+        self.end = end;
+        n
+    }
+
+    /// Takes up to `n` entries. What the guard does not yield stays in the ring.
+    #[inline(always)]
+    pub fn take(&mut self, n: u32) -> Entries<'_, T> {
+        let n = self.available().min(n);
+        let next = self.next;
+        // Taken until proven otherwise: were the guard forgotten, the entries would be lost, and
+        // not be yielded by the next call as well.
+        self.next = next.wrapping_add(n);
+        Entries { first: next, next, end: self.next, mask: self.mask, slots: self.slots, ring: self }
+    }
+
+    /// Index of the next entry: how many were consumed since index 0, modulo 2^32.
+    #[inline(always)]
+    pub fn index(&self) -> u32 {
+        self.next
+    }
+
+    /// The shared memory, for a look at the indices.
+    pub fn memory(&self) -> &RingMemory<T> {
+        &self.memory
+    }
+}
+
+/// Entries being taken. Dropping it releases those that were yielded.
+#[derive(Debug)]
+pub struct Entries<'r, T: Copy> {
+    first: u32,
+    next: u32,
+    end: u32,
+    mask: u32,
+    slots: NonNull<Slot<T>>,
+    ring: &'r mut Consumer<T>,
+}
+
+impl<T: Copy> Entries<'_, T> {
+    /// Entries not yet yielded.
+    #[inline(always)]
+    pub fn left(&self) -> u32 {
+        self.end.wrapping_sub(self.next)
+    }
+
+    /// Yields no more than `n` from here on.
+    #[inline(always)]
+    pub fn limit(&mut self, n: u32) {
+        if n < self.left() {
+            self.end = self.next.wrapping_add(n);
+        }
+    }
+
+    /// The next entry.
+    ///
+    /// # Safety
+    ///
+    /// [`left`](Self::left) is not 0.
+    #[inline(always)]
+    pub unsafe fn next_unchecked(&mut self) -> T {
+        // SAFETY: under the mask it is one of the ring's slots. Between consumer and producer
+        // index the slot is this side's: the producer writes none before the consumer index,
+        // which moves only when this guard is dropped, has passed it.
+        let value = unsafe { self.slots.add((self.next & self.mask) as usize).as_ref().read() };
+        self.next = self.next.wrapping_add(1);
+        value
+    }
+}
+
+impl<T: Copy> Iterator for Entries<'_, T> {
+    type Item = T;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<T> {
+        if self.next == self.end {
+            return None;
+        }
+        // SAFETY: something is left.
+        Some(unsafe { self.next_unchecked() })
+    }
+
+    #[inline(always)]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left() as usize, Some(self.left() as usize))
+    }
+}
+
+impl<T: Copy> ExactSizeIterator for Entries<'_, T> {}
+
+impl<T: Copy> Drop for Entries<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.ring.next = self.next;
+        if self.next != self.first {
+            self.ring.memory.word(self.ring.memory.consumer).store(self.next, Release);
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! XDP programs and the XSKMAP.
+pub mod asm;
