@@ -225,7 +225,13 @@ impl<T: Copy> Producer<T> {
     #[inline(always)]
     pub fn reserve(&mut self, n: u32) -> Slots<'_, T> {
         let n = self.room(n).min(n);
-        Slots { next: self.next, end: self.next.wrapping_add(n), mask: self.mask, slots: self.slots, ring: self }
+        Slots {
+            next: self.next,
+            end: self.next.wrapping_add(n),
+            mask: self.mask,
+            slots: self.slots,
+            ring: self,
+        }
     }
 
     /// Whether the kernel asked to be woken.
