@@ -94,7 +94,8 @@ unsafe impl Attr for TestRun {
 fn bpf<A: Attr>(attr: &mut A) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads and writes within `attr`, whose size it is told, and what it points
     // to, which by `Attr` is valid for the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, A::COMMAND, std::ptr::from_mut(attr), size_of::<A>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, A::COMMAND, std::ptr::from_mut(attr), size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 

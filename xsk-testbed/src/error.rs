@@ -53,7 +53,9 @@ pub enum Error {
     #[error("the frame has no number to overwrite; build it with `UdpFrame::number`")]
     NotNumbered,
     /// No CPU that this thread may use leads to that receive queue.
-    #[error("no usable CPU leads to receive queue {queue} of {queues}: it is the sending CPU modulo the queues")]
+    #[error(
+        "no usable CPU leads to receive queue {queue} of {queues}: it is the sending CPU modulo the queues"
+    )]
     NoCpuForQueue {
         /// The queue that was asked for.
         queue: u32,

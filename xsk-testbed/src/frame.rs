@@ -3,7 +3,9 @@
 use std::io;
 use std::net::IpAddr;
 
-use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, TransportSlice, VlanId, ip_number};
+use etherparse::{
+    IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, TransportSlice, VlanId, ip_number,
+};
 
 use crate::{End, Error};
 
@@ -179,7 +181,10 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 }
 
 fn invalid(what: String) -> Error {
-    Error::System { doing: "building a frame".into(), source: io::Error::new(io::ErrorKind::InvalidInput, what) }
+    Error::System {
+        doing: "building a frame".into(),
+        source: io::Error::new(io::ErrorKind::InvalidInput, what),
+    }
 }
 
 /// The number that a frame carries, if it is a numbered one.
@@ -190,7 +195,9 @@ pub fn number(frame: &[u8]) -> Option<u64> {
 
 /// Where in a frame its number is.
 pub(crate) fn number_offset(frame: &[u8]) -> Option<usize> {
-    let Some(TransportSlice::Udp(udp)) = SlicedPacket::from_ethernet(frame).ok()?.transport else { return None };
+    let Some(TransportSlice::Udp(udp)) = SlicedPacket::from_ethernet(frame).ok()?.transport else {
+        return None;
+    };
     let payload = udp.payload();
     let whole = payload.len() >= NUMBERED && payload.starts_with(&MARK);
     whole.then(|| payload.as_ptr() as usize - frame.as_ptr() as usize + MARK.len())

@@ -105,8 +105,10 @@ impl Generator {
     /// Sends from a CPU from which frames arrive at this receive queue.
     pub fn to_queue(self, queue: u32) -> Result<Self, Error> {
         let queues = self.from.queues;
-        let usable = rustix::thread::sched_getaffinity(None).map_err(Error::system("listing the usable CPUs"))?;
-        let leads_there = |cpu: &usize| usable.is_set(*cpu) && *cpu as u64 % u64::from(queues) == u64::from(queue);
+        let usable =
+            rustix::thread::sched_getaffinity(None).map_err(Error::system("listing the usable CPUs"))?;
+        let leads_there =
+            |cpu: &usize| usable.is_set(*cpu) && *cpu as u64 % u64::from(queues) == u64::from(queue);
         match (0..CpuSet::MAX_CPU).find(leads_there) {
             Some(cpu) => Ok(self.on_cpu(cpu)),
             None => Err(Error::NoCpuForQueue { queue, queues }),
@@ -153,7 +155,8 @@ impl Generator {
         if cpu < CpuSet::MAX_CPU {
             set.set(cpu);
         }
-        rustix::thread::sched_setaffinity(None, &set).map_err(Error::system(format!("moving the generator to CPU {cpu}")))
+        rustix::thread::sched_setaffinity(None, &set)
+            .map_err(Error::system(format!("moving the generator to CPU {cpu}")))
     }
 
     /// Sends until the load is done or a stop is asked for.
@@ -162,7 +165,8 @@ impl Generator {
         let stop = || control.stop.load(Ordering::Relaxed);
         let mut sent = 0;
         while sent < count && !stop() {
-            let on_the_way = |window| sent.saturating_sub(control.received.load(Ordering::Relaxed)).min(window);
+            let on_the_way =
+                |window| sent.saturating_sub(control.received.load(Ordering::Relaxed)).min(window);
             let room = load.window.map_or(CHUNK, |window| window - on_the_way(window));
             if room == 0 {
                 // `received` and `stop` unpark; one that came since the check above is remembered.
@@ -185,7 +189,9 @@ impl Generator {
                 Ok(()) => {}
                 // A signal: how many were sent, the map knows.
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::system(format!("generating frames of {} bytes", self.frame.len()))(e)),
+                Err(e) => {
+                    return Err(Error::system(format!("generating frames of {} bytes", self.frame.len()))(e));
+                }
             }
             left = end - self.sent()?;
         }

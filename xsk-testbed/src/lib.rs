@@ -72,7 +72,8 @@ const NEEDED: [(CapabilitySet, &str); 4] = [
 /// Whether a testbed can be made here; if not, what is missing.
 pub fn available() -> Result<(), String> {
     let held = rustix::thread::capabilities(None).map_err(|e| format!("capabilities: {e}"))?.effective;
-    let missing: Vec<_> = NEEDED.iter().filter(|(bit, _)| !held.contains(*bit)).map(|(_, name)| *name).collect();
+    let missing: Vec<_> =
+        NEEDED.iter().filter(|(bit, _)| !held.contains(*bit)).map(|(_, name)| *name).collect();
     if !missing.is_empty() {
         return Err(format!("needs root ({})", missing.join(", ")));
     }

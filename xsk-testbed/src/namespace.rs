@@ -32,7 +32,8 @@ impl Namespace {
     /// The one in which the calling thread is.
     pub fn current() -> Result<Self, Error> {
         // Not `/proc/self`, which is the process's first thread.
-        let file = File::open("/proc/thread-self/ns/net").map_err(Error::system("opening the network namespace"))?;
+        let file =
+            File::open("/proc/thread-self/ns/net").map_err(Error::system("opening the network namespace"))?;
         Ok(Self(Arc::new(file.into())))
     }
 

@@ -61,7 +61,11 @@ impl PacketSocket {
         // SAFETY: `value` is live for the call and `len` is its size.
         let result =
             unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
-        if result < 0 { Err(Error::last_os(format!("packet socket option {option} on {}", self.name))) } else { Ok(()) }
+        if result < 0 {
+            Err(Error::last_os(format!("packet socket option {option} on {}", self.name)))
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends past the queueing discipline, straight to the driver. The transmit queue, which on a
@@ -119,7 +123,8 @@ impl PacketSocket {
         }
         frame.truncate(received as usize);
         if let Some([protocol, tag]) = stripped_tag(&message) {
-            let tag: [u8; 4] = [protocol.to_be_bytes(), tag.to_be_bytes()].concat().try_into().unwrap_or_default();
+            let tag: [u8; 4] =
+                [protocol.to_be_bytes(), tag.to_be_bytes()].concat().try_into().unwrap_or_default();
             frame.splice(TAG_AT..TAG_AT, tag);
         }
         Ok(Some(frame))
