@@ -14,6 +14,9 @@ use crate::{Channels, Error, Link, Namespace, ethtool, link};
 /// How long an end may take to come up; it is a matter of milliseconds.
 const COME_UP: Duration = Duration::from_secs(10);
 
+/// The UDP port on which both ends swallow what they get (RFC 863).
+pub const DISCARD: u16 = 9;
+
 thread_local! {
     /// Whether the thread is inside a testbed. Leaving in another order than entering would strand
     /// it in the wrong namespace, so there is one at a time.
@@ -30,6 +33,8 @@ pub struct Testbed {
     a: End,
     b: End,
     origin: Namespace,
+    /// Takes what is sent to [`DISCARD`], which the stack would answer by ICMP otherwise.
+    _discard: [UdpSocket; 2],
     /// Dropping it moves the dropping thread, which must be the one that was moved.
     not_send: PhantomData<*const ()>,
 }
@@ -139,18 +144,23 @@ impl Builder {
         for end in [&a, &b] {
             end.namespace.run(|| {
                 link::add_address(&end.name, end.ipv4)?;
-                ethtool::set_tx_checksum(&end.name, self.tx_checksum)?;
-                ethtool::set_gro(&end.name, self.gro)
+                ethtool::set_tx_checksum(&end.name, self.tx_checksum)
             })??;
             end.set_up(true)?;
         }
         for end in [&mut a, &mut b] {
             end.ifindex = end.wait_up()?.index;
         }
+        for end in [&a, &b] {
+            // Only now: an end learns that the other takes redirected frames if it is switched on
+            // after that, or is on already, but not while the other was still off.
+            end.set_gro(self.gro)?;
+        }
+        let discard = [a.discard()?, b.discard()?];
 
         in_a.enter()?;
         INSIDE.set(true);
-        Ok(Testbed { a, b, origin, not_send: PhantomData })
+        Ok(Testbed { a, b, origin, _discard: discard, not_send: PhantomData })
     }
 }
 
@@ -277,5 +287,13 @@ impl End {
         self.namespace
             .run(|| UdpSocket::bind((self.ipv4, port)))?
             .map_err(Error::system(format!("binding {}:{port}", self.ipv4)))
+    }
+
+    /// A socket on the discard port that keeps next to nothing.
+    fn discard(&self) -> Result<UdpSocket, Error> {
+        let socket = self.udp(DISCARD)?;
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 1)
+            .map_err(Error::system("making the discard socket small"))?;
+        Ok(socket)
     }
 }

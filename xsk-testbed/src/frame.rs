@@ -7,7 +7,7 @@ use etherparse::{
     IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, TransportSlice, VlanId, ip_number,
 };
 
-use crate::{End, Error};
+use crate::{DISCARD, End, Error};
 
 /// What a numbered frame's UDP payload begins with; the number follows, 8 bytes in network order.
 const MARK: [u8; 4] = *b"xsk#";
@@ -47,14 +47,14 @@ enum Ips {
 }
 
 impl UdpFrame {
-    /// From one end to the other: IPv4, ports 1000 to 2000, 60 bytes.
+    /// From one end to the other: IPv4, port 1000 to [`DISCARD`], 60 bytes.
     pub fn new(from: &End, to: &End) -> Self {
         Self {
             from_mac: from.mac,
             to_mac: to.mac,
             ips: Ips::V4(from.ipv4.octets(), to.ipv4.octets()),
             from_v6: Ips::V6(from.ipv6.octets(), to.ipv6.octets()),
-            ports: (1000, 2000),
+            ports: (1000, DISCARD),
             vlan: None,
             len: 60,
             number: None,
@@ -73,7 +73,8 @@ impl UdpFrame {
         self
     }
 
-    /// Sets the IP addresses. Both are of one family, else the destination's counts for nothing.
+    /// Sets the IP addresses, and with them the version. Should one alone be IPv6, the other is mapped
+    /// into it.
     pub fn addresses<A: Into<IpAddr>>(mut self, from: A, to: A) -> Self {
         self.ips = match (from.into(), to.into()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => Ips::V4(from.octets(), to.octets()),

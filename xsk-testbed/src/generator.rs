@@ -4,19 +4,20 @@
 //! live frames, 5.18). An XDP program writes a running number into each and redirects it out of one
 //! end; millions a second arrive at the other without a system call each.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use rustix::thread::CpuSet;
-use xsk::kernel::Insn;
+use xsk::kernel::linux::{BPF_F_TEST_XDP_LIVE_FRAMES, Linux, lookup_map, test_run};
+use xsk::kernel::{Errno, Handle, Insn, MapSpec, ProgramSpec, Programs as _};
 use xsk::xdp::asm::{self, Alu, Cond, Reg, Width};
 
 use crate::frame::number_offset;
-use crate::{End, Error, bpf};
+use crate::{End, Error};
 
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
 /// Frames a system call: long enough that its set-up counts for little, and a few milliseconds until
 /// a stop is heard.
 const CHUNK: u64 = 1 << 14;
@@ -43,13 +44,17 @@ pub struct Generator {
 /// The program, and the map with the next number.
 #[derive(Debug)]
 struct Program {
-    fd: OwnedFd,
-    next: OwnedFd,
+    program: Handle,
+    /// An array map of one `u64`.
+    next: Handle,
 }
 
 impl Program {
     fn next(&self) -> Result<u64, Error> {
-        bpf::lookup_u64(self.next.as_fd()).map_err(Error::system("reading the generator's number"))
+        let mut next = [0; size_of::<u64>()];
+        lookup_map(self.next.as_fd(), &0u32.to_ne_bytes(), &mut next)
+            .map_err(Error::system("reading the generator's number"))?;
+        Ok(u64::from_ne_bytes(next))
     }
 }
 
@@ -72,7 +77,7 @@ impl Load {
     }
 
     /// Never has more than `frames` on the way: it waits until [`Running::received`] has said that
-    /// they came.
+    /// they came, and goes on when half of them have.
     pub fn window(mut self, frames: u64) -> Self {
         self.window = Some(frames);
         self
@@ -90,10 +95,21 @@ impl Generator {
         if frame.len() > most {
             return Err(Error::FrameTooLong { len: frame.len(), most });
         }
-        let next = bpf::create_u64().map_err(Error::system("making the generator's map"))?;
-        let program = program(&frame[..at], from.ifindex, &next);
-        let fd = bpf::load_xdp(&program).map_err(|(source, log)| Error::Program { source, log })?;
-        Ok(Self { from: from.clone(), frame, cpu: None, shared: Arc::new(Program { fd, next }) })
+        let map = MapSpec {
+            kind: BPF_MAP_TYPE_ARRAY,
+            key_size: 4,
+            value_size: size_of::<u64>() as u32,
+            max_entries: 1,
+            flags: 0,
+            name: "xsk_generator",
+        };
+        let next = Linux.create_map(&map).map_err(Error::system("making the generator's map"))?;
+        let instructions = &program(&frame[..at], from.ifindex, next.as_fd());
+        let mut log = String::new();
+        let program = Linux
+            .load_program(&ProgramSpec { instructions, flags: 0, name: "xsk_generator" }, &mut log)
+            .map_err(|e| Error::Program { source: e.into(), log })?;
+        Ok(Self { from: from.clone(), frame, cpu: None, shared: Arc::new(Program { program, next }) })
     }
 
     /// Sends from this CPU.
@@ -185,12 +201,15 @@ impl Generator {
         let end = self.sent()? + count;
         let mut left = count;
         while left > 0 && !stop() {
-            match bpf::send_live(self.shared.fd.as_fd(), &self.frame, left.min(CHUNK) as u32) {
-                Ok(()) => {}
+            let program = self.shared.program.as_fd();
+            match test_run(program, &self.frame, None, left.min(CHUNK) as u32, BPF_F_TEST_XDP_LIVE_FRAMES, 0)
+            {
+                Ok(_) => {}
                 // A signal: how many were sent, the map knows.
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(Errno::INTR) => {}
                 Err(e) => {
-                    return Err(Error::system(format!("generating frames of {} bytes", self.frame.len()))(e));
+                    let doing = format!("generating frames of {} bytes", self.frame.len());
+                    return Err(Error::system(doing)(e));
                 }
             }
             left = end - self.sent()?;
@@ -203,8 +222,7 @@ impl Generator {
 ///
 /// The kernel uses a frame's memory again as the receiver left it, so an echo, for example, would
 /// come back with its addresses swapped. Hence the headers are written anew each time.
-fn program(headers: &[u8], ifindex: u32, next: &OwnedFd) -> Vec<Insn> {
-    use std::os::fd::AsRawFd as _;
+fn program(headers: &[u8], ifindex: u32, next: BorrowedFd<'_>) -> Vec<Insn> {
     const DATA: Reg = Reg::R2;
     const DATA_END: Reg = Reg::R3;
     const SCRATCH: Reg = Reg::R4;

@@ -5,8 +5,9 @@
 //! sockets) is on that side; end `b` is reached through [`Testbed::peer`]. When the testbed is
 //! dropped, also by a panic, the thread goes back and nothing remains.
 //!
-//! Nothing but the test is to be heard on the wire: IPv6 is off, neighbours are known, and checksums
-//! are complete, so that packets can be counted exactly.
+//! Nothing but the test is to be heard on the wire, so that packets can be counted exactly: IPv6 is
+//! off, neighbours are known, UDP port [`DISCARD`] swallows what no test reads (the stack answers other
+//! unused ports by ICMP). Checksums are complete.
 //!
 //! | traffic | what it is | when |
 //! |---|---|---|
@@ -21,7 +22,7 @@
 //! let Some(bed) = xsk_testbed::bed(|b| b.queues(2)) else { return };
 //! let watch = xsk_testbed::PacketSocket::open(bed.a()).unwrap();
 //! let peer = bed.b().udp(0).unwrap();
-//! peer.send_to(b"hello", (bed.a().ipv4, 9)).unwrap();
+//! peer.send_to(b"hello", (bed.a().ipv4, xsk_testbed::DISCARD)).unwrap();
 //! let frame = watch.recv(std::time::Duration::from_secs(5)).unwrap().expect("a frame");
 //! assert!(frame.ends_with(b"hello"));
 //! ```
@@ -29,8 +30,6 @@
 #![deny(unsafe_code)]
 
 mod bed;
-#[allow(unsafe_code)]
-mod bpf;
 mod error;
 #[allow(unsafe_code)]
 mod ethtool;
@@ -48,7 +47,7 @@ use std::io::Write as _;
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::CapabilitySet;
 
-pub use bed::{Builder, End, Testbed};
+pub use bed::{Builder, DISCARD, End, Testbed};
 pub use error::Error;
 pub use ethtool::Channels;
 pub use frame::{UdpFrame, number};

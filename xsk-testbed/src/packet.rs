@@ -6,15 +6,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use crate::{End, Error};
 
 /// Enough for what a test leaves unread; the memory is used only as frames come.
 const RECEIVE_BUFFER: libc::c_int = 64 << 20;
-/// The largest frame of a veth: its MTU goes up to 65535.
-const LARGEST_FRAME: usize = (1 << 16) + 64;
 /// Where in a frame its VLAN tag is: after the two addresses.
 const TAG_AT: usize = 12;
+/// Bytes of a VLAN tag.
+const TAG_LEN: usize = 4;
 
 /// A socket that sees each frame which an end hands to the stack, and sends frames as they are.
 ///
@@ -95,7 +96,7 @@ impl PacketSocket {
             // What can't be said as a `timespec` is forever.
             let left = left.and_then(|left| Timespec::try_from(left).ok());
             match rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], left.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(Error::system(format!("waiting for a frame on {}", self.name))(e)),
             }
         }
@@ -103,7 +104,17 @@ impl PacketSocket {
 
     /// The next frame that has arrived, if one has.
     pub fn try_recv(&self) -> Result<Option<Vec<u8>>, Error> {
-        let mut frame = vec![0u8; LARGEST_FRAME];
+        use rustix::net::RecvFlags;
+        let doing = || format!("receiving on {}", self.name);
+        let peek = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+        let len = match rustix::net::recv(&self.fd, &mut [0u8; 0][..], peek) {
+            Ok((_, len)) => len,
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(e) => return Err(Error::system(doing())(e)),
+        };
+        // With room for a tag that is to be put back.
+        let mut frame = Vec::with_capacity(len + TAG_LEN);
+        frame.resize(len, 0u8);
         let mut vector = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
         // Of `u64`, so that the headers in it are aligned.
         let mut control = [0u64; 16];
@@ -118,13 +129,11 @@ impl PacketSocket {
         if received < 0 {
             return match io::Error::last_os_error() {
                 e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                e => Err(Error::system(format!("receiving on {}", self.name))(e)),
+                e => Err(Error::system(doing())(e)),
             };
         }
         frame.truncate(received as usize);
-        if let Some([protocol, tag]) = stripped_tag(&message) {
-            let tag: [u8; 4] =
-                [protocol.to_be_bytes(), tag.to_be_bytes()].concat().try_into().unwrap_or_default();
+        if let Some(tag) = stripped_tag(&message) {
             frame.splice(TAG_AT..TAG_AT, tag);
         }
         Ok(Some(frame))
@@ -158,9 +167,9 @@ impl AsFd for PacketSocket {
     }
 }
 
-/// The VLAN tag's protocol and value, which the stack takes out of a frame before packet sockets see
-/// it, and tells beside it.
-fn stripped_tag(message: &libc::msghdr) -> Option<[u16; 2]> {
+/// The bytes of the VLAN tag, which the stack takes out of a frame before packet sockets see it, and
+/// tells beside it.
+fn stripped_tag(message: &libc::msghdr) -> Option<[u8; TAG_LEN]> {
     // SAFETY: `recvmsg` has filled in `message`, whose control buffer is still live.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
@@ -169,8 +178,8 @@ fn stripped_tag(message: &libc::msghdr) -> Option<[u16; 2]> {
         if kind == (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
             // SAFETY: data of this kind is a `tpacket_auxdata`, at an address that needn't fit it.
             let aux = unsafe { libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned() };
-            return (aux.tp_status & libc::TP_STATUS_VLAN_VALID != 0)
-                .then_some([aux.tp_vlan_tpid, aux.tp_vlan_tci]);
+            let [[p0, p1], [t0, t1]] = [aux.tp_vlan_tpid.to_be_bytes(), aux.tp_vlan_tci.to_be_bytes()];
+            return (aux.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then_some([p0, p1, t0, t1]);
         }
         // SAFETY: as for the first.
         header = unsafe { libc::CMSG_NXTHDR(message, header) };

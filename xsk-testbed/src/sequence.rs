@@ -67,7 +67,7 @@ impl Sequence {
     }
 
     /// The number that should come next: one more than the highest so far.
-    pub fn next(&self) -> u64 {
+    pub fn expected(&self) -> u64 {
         self.next
     }
 

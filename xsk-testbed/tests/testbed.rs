@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use xsk_testbed::{Channels, End, Error, Namespace, Testbed, bed};
 
 /// How long something may take that is expected to happen.
@@ -207,4 +208,23 @@ fn the_mtu_can_change_later() {
     bed.a().set_mtu(9000).unwrap();
     assert_eq!(bed.a().link().unwrap().mtu, 9000);
     assert_eq!(bed.b().link().unwrap().mtu, 1500);
+}
+
+#[test]
+fn without_privilege_it_is_skipped_or_fails_as_ci_wants() {
+    // Capabilities belong to the thread.
+    let thread = thread::spawn(|| {
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let missing = xsk_testbed::available().unwrap_err();
+        assert!(missing.starts_with("needs root (") && missing.contains("CAP_SYS_ADMIN"), "{missing}");
+        let result = catch_unwind(|| bed(|b| b).is_none());
+        if std::env::var(xsk_testbed::REQUIRE).is_ok_and(|value| value == "1") {
+            assert!(result.is_err());
+        } else {
+            assert!(result.unwrap());
+        }
+    });
+    thread.join().unwrap();
 }

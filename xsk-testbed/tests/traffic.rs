@@ -1,7 +1,11 @@
 //! Traffic through the pair, counted to the packet.
 
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
+use xsk::kernel::linux::{Linux, lookup_map};
+use xsk::kernel::{Handle, MapSpec, ProgramSpec, Programs as _, XDP_FLAGS_DRV_MODE};
+use xsk::xdp::asm::{self, Alu, Cond, Reg, Width};
 use xsk_testbed::{End, Error, Generator, Load, PacketSocket, Sequence, UdpFrame, bed, number};
 
 /// How long something may take that is expected to happen.
@@ -67,7 +71,7 @@ fn tx_checksum_offload_leaves_them_unfinished() {
     let Some(bed) = bed(|b| b.tx_checksum(true)) else { return };
     let watch = PacketSocket::open(bed.a()).unwrap();
     let peer = bed.b().udp(4000).unwrap();
-    let mut checksum_of = |payload: &[u8]| {
+    let checksum_of = |payload: &[u8]| {
         peer.send_to(payload, (bed.a().ipv4, 9)).unwrap();
         let frame = watch.recv(SOON).unwrap().expect("a frame");
         u16::from_be_bytes([frame[40], frame[41]])
@@ -105,7 +109,8 @@ fn built_udp_reaches_a_plain_socket() {
     let Some(bed) = bed(|b| b) else { return };
     let (raw, plain) = (PacketSocket::open(bed.a()).unwrap(), bed.b().udp(2000).unwrap());
     plain.set_read_timeout(Some(SOON)).unwrap();
-    for frame in [UdpFrame::new(bed.a(), bed.b()), UdpFrame::new(bed.a(), bed.b()).number(3)] {
+    let frame = UdpFrame::new(bed.a(), bed.b()).ports(1000, 2000);
+    for frame in [frame.clone(), frame.number(3)] {
         raw.send(&frame.len(80).build().unwrap()).unwrap();
         let mut payload = [0; 64];
         let (len, from) = plain.recv_from(&mut payload).unwrap();
@@ -143,7 +148,7 @@ fn generated_frames_arrive_complete_and_in_order() {
         generator.run(burst).unwrap();
         for _ in 0..burst {
             let frame = watch.recv(SOON).unwrap().expect("a frame");
-            let expected = UdpFrame::new(bed.b(), bed.a()).number(seen.next()).build().unwrap();
+            let expected = UdpFrame::new(bed.b(), bed.a()).number(seen.expected()).build().unwrap();
             assert_eq!(frame, expected);
             seen.feed(number(&frame).unwrap());
         }
@@ -151,6 +156,64 @@ fn generated_frames_arrive_complete_and_in_order() {
     assert!(seen.is_exactly(332), "{seen}");
     assert_eq!(generator.sent().unwrap(), 332);
     assert_eq!(watch.try_recv().unwrap(), None);
+}
+
+/// An XDP program that counts packets by their receive queue and drops them, and its map.
+fn count_by_queue(queues: u32) -> (Handle, Handle) {
+    let map =
+        MapSpec { kind: 2, key_size: 4, value_size: 8, max_entries: queues, flags: 0, name: "by_queue" };
+    let map = Linux.create_map(&map).unwrap();
+    let mut instructions = vec![
+        asm::load(Width::W, Reg::R1, Reg::R1, asm::XDP_MD_RX_QUEUE_INDEX),
+        asm::store(Width::W, Reg::R10, -4, Reg::R1),
+        asm::alu(Alu::Mov, Reg::R2, Reg::R10),
+        asm::alu_imm(Alu::Add, Reg::R2, -4),
+    ];
+    instructions.extend(asm::load_map(Reg::R1, map.as_fd().as_raw_fd()));
+    instructions.extend([
+        asm::call(asm::FN_MAP_LOOKUP_ELEM),
+        asm::jump_imm(Cond::Eq, Reg::R0, 0, 2),
+        asm::alu_imm(Alu::Mov, Reg::R1, 1),
+        asm::fetch_add(Reg::R0, 0, Reg::R1),
+        asm::alu_imm(Alu::Mov, Reg::R0, asm::XDP_DROP),
+        asm::exit(),
+    ]);
+    let spec = ProgramSpec { instructions: &instructions, flags: 0, name: "by_queue" };
+    let mut log = String::new();
+    (Linux.load_program(&spec, &mut log).unwrap_or_else(|e| panic!("{e}: {log}")), map)
+}
+
+#[test]
+fn generated_frames_arrive_on_the_chosen_queue_of_a_native_program() {
+    const QUEUES: u32 = 4;
+    let Some(bed) = bed(|b| b.queues(QUEUES)) else { return };
+    let (program, map) = count_by_queue(QUEUES);
+    let _link = Linux.attach(program.as_fd(), bed.a().ifindex, XDP_FLAGS_DRV_MODE).unwrap();
+    let counts = || -> Vec<u64> {
+        let count = |queue: u32| {
+            let mut value = [0; 8];
+            lookup_map(map.as_fd(), &queue.to_ne_bytes(), &mut value).unwrap();
+            u64::from_ne_bytes(value)
+        };
+        (0..QUEUES).map(count).collect()
+    };
+    let mut expected = vec![0; QUEUES as usize];
+    for queue in 0..QUEUES {
+        let generator = Generator::new(bed.b(), numbered(bed.b(), bed.a())).unwrap();
+        let mut generator = match generator.to_queue(queue) {
+            Ok(generator) => generator,
+            Err(Error::NoCpuForQueue { .. }) => continue,
+            Err(e) => panic!("{e}"),
+        };
+        generator.run(200).unwrap();
+        expected[queue as usize] = 200;
+        let deadline = Instant::now() + SOON;
+        while counts() != expected {
+            assert!(Instant::now() < deadline, "{:?} instead of {expected:?}", counts());
+            std::thread::yield_now();
+        }
+    }
+    assert!(expected.contains(&200), "each CPU leads to some queue");
 }
 
 #[test]
@@ -204,6 +267,7 @@ fn two_generators_count_apart() {
     Generator::new(bed.b(), numbered(bed.b(), bed.a())).unwrap().run(60).unwrap();
     assert!(receive(&at_b, 50).is_exactly(50));
     assert!(receive(&at_a, 60).is_exactly(60));
+    assert_eq!((at_a.try_recv().unwrap(), at_b.try_recv().unwrap()), (None, None));
 }
 
 #[test]
