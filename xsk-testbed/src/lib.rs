@@ -57,7 +57,7 @@ pub use namespace::Namespace;
 pub use packet::PacketSocket;
 pub use sequence::Sequence;
 
-/// The environment variable that forbids [`bed`] to skip when it is `1`.
+/// The environment variable that forbids [`bed()`] to skip when it is `1`.
 pub const REQUIRE: &str = "XSK_REQUIRE_TESTBED";
 
 /// Capabilities that making a testbed and its traffic takes.
