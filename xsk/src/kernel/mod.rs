@@ -23,8 +23,8 @@ pub use rustix::io::Errno;
 
 use crate::abi::{SockaddrXdp, UmemReg, XdpFeatures};
 
-//#[cfg(target_os = "linux")]
-//pub mod linux;
+#[cfg(target_os = "linux")]
+pub mod linux;
 
 /// A kernel: everything that the library needs of one.
 pub trait Kernel: Sockets + Programs + Devices + Debug {
