@@ -92,7 +92,9 @@ impl fmt::Debug for Device {
 fn failed(name: &str, errno: Errno) -> Error {
     let doing = Doing::OpenDevice { name: name.into() };
     let cause = match errno {
-        Errno::NODEV | Errno::NXIO | Errno::INVAL | Errno::NOENT => Cause::NoSuchInterface { name: name.into() },
+        Errno::NODEV | Errno::NXIO | Errno::INVAL | Errno::NOENT => {
+            Cause::NoSuchInterface { name: name.into() }
+        }
         Errno::PERM | Errno::ACCESS => Cause::MissingCapability { capability: "CAP_NET_ADMIN" },
         errno => Cause::Unexpected(errno),
     };

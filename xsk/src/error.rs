@@ -128,7 +128,9 @@ impl fmt::Display for Doing {
             Self::Wait { interface, queue } => write!(f, "cannot wait for {interface} queue {queue}"),
             Self::ReadSocket => f.write_str("cannot read the socket's state"),
             Self::MakeMap { entries } => write!(f, "cannot make an XSKMAP of {entries} slots"),
-            Self::InsertSocket { index } => write!(f, "cannot enter the socket into slot {index} of the XSKMAP"),
+            Self::InsertSocket { index } => {
+                write!(f, "cannot enter the socket into slot {index} of the XSKMAP")
+            }
             Self::RemoveSocket { index } => write!(f, "cannot clear slot {index} of the XSKMAP"),
             Self::LoadProgram => f.write_str("cannot load the XDP program"),
             Self::Attach { interface, mode } => {

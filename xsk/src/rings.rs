@@ -133,12 +133,7 @@ impl RxRing {
     /// Takes up to `n` packets. Those that the guard does not yield stay in the ring.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Packets<'_> {
-        Packets {
-            entries: self.ring.take(n),
-            facts: self.facts,
-            state: self.state,
-            account: &self.account,
-        }
+        Packets { entries: self.ring.take(n), facts: self.facts, state: self.state, account: &self.account }
     }
 }
 
@@ -155,12 +150,7 @@ impl CompletionRing {
     /// [`Umem::index`] tells which one a frame is.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Frames<'_> {
-        Frames {
-            entries: self.ring.take(n),
-            facts: self.facts,
-            state: self.state,
-            account: &self.account,
-        }
+        Frames { entries: self.ring.take(n), facts: self.facts, state: self.state, account: &self.account }
     }
 
     /// Takes all sent frames into a pool; returns how many.

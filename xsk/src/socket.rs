@@ -584,7 +584,9 @@ impl SocketBuilder {
         match self.mode {
             // Only where the mode was inherited can it differ from what was asked.
             Mode::Copy if zero_copy => return Err(Error::new(binding(), Cause::SharedMode { zero_copy })),
-            Mode::ZeroCopy if !zero_copy => return Err(Error::new(binding(), Cause::SharedMode { zero_copy })),
+            Mode::ZeroCopy if !zero_copy => {
+                return Err(Error::new(binding(), Cause::SharedMode { zero_copy }));
+            }
             _ => {}
         }
         members.push(Member {
@@ -593,8 +595,7 @@ impl SocketBuilder {
             ifindex: self.device.index(),
             queue: self.queue,
         });
-        let shared =
-            Shared { raw, device: self.device.clone(), queue: self.queue, zero_copy, receives: rx };
+        let shared = Shared { raw, device: self.device.clone(), queue: self.queue, zero_copy, receives: rx };
         Ok((Socket(Arc::new(shared)), mapped))
     }
 
@@ -612,7 +613,9 @@ impl SocketBuilder {
             let limits = self.device.kernel().limits();
             let chunk = umem.chunk_size();
             let cause = match errno {
-                Errno::NOBUFS => Cause::LockedMemory { bytes: umem.size(), limit: limits.memlock.unwrap_or(0) },
+                Errno::NOBUFS => {
+                    Cause::LockedMemory { bytes: umem.size(), limit: limits.memlock.unwrap_or(0) }
+                }
                 Errno::NOMEM => Cause::OutOfMemory { bytes: umem.size() },
                 Errno::FAULT => Cause::MemoryRefused,
                 Errno::INVAL if chunk as usize > limits.page_size => Cause::ChunkSize {
@@ -630,7 +633,12 @@ impl SocketBuilder {
     }
 
     /// Binds, and tries again for a while where the queue is still being released.
-    fn bind_with_patience(&self, raw: &dyn RawSocket, lender: Option<&dyn RawSocket>, umem: &Umem) -> Result<()> {
+    fn bind_with_patience(
+        &self,
+        raw: &dyn RawSocket,
+        lender: Option<&dyn RawSocket>,
+        umem: &Umem,
+    ) -> Result<()> {
         let mut flags = BindFlags::empty();
         if lender.is_some() {
             // Everything else is taken over from the lender, and refused if it is said again.
@@ -782,7 +790,11 @@ impl Mapped {
         // Before 5.4 a send was always needed, and FILL never asked.
         let flags = u32::from(kind == RingKind::Tx);
         let base = mapping.base();
-        let owner = Arc::new(RingOwner { _mapping: mapping, flags: AtomicU32::new(flags), _socket: self.raw.clone() });
+        let owner = Arc::new(RingOwner {
+            _mapping: mapping,
+            flags: AtomicU32::new(flags),
+            _socket: self.raw.clone(),
+        });
         // SAFETY: all fields are inside the mapping and aligned, as checked above; a mapping is
         // zeroed by the kernel, and `owner` keeps it.
         unsafe {

@@ -43,12 +43,6 @@ impl Frame {
     pub(crate) fn into_raw(self) -> NonNull<u8> {
         ManuallyDrop::new(self).0
     }
-
-    /// Where the frame points: somewhere in its chunk.
-    #[inline(always)]
-    pub(crate) fn as_ptr(&self) -> NonNull<u8> {
-        self.0
-    }
 }
 
 impl Drop for Frame {

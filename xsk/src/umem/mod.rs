@@ -35,8 +35,8 @@ use crate::kernel::{Mapping, RawSocket};
 use crate::ring::RingMemory;
 use ledger::{Book, Ledger, MAX_PAIRS, States};
 
-pub use frame::{Frame, Packet};
 pub(crate) use frame::{Facts, Wrong};
+pub use frame::{Frame, Packet};
 pub use memory::PageSize;
 pub use pool::Pool;
 
@@ -362,7 +362,10 @@ impl Umem {
         let rings = rings.unwrap_or_else(PoisonError::into_inner);
         let mut depot = core.depot();
         let retired = core.retired.load(Acquire);
-        if !rings.is_empty() || !pools.is_empty() || depot.len() as u64 + u64::from(retired) != core.total.into() {
+        if !rings.is_empty()
+            || !pools.is_empty()
+            || depot.len() as u64 + u64::from(retired) != core.total.into()
+        {
             return 0;
         }
         let chunk = u64::from(core.facts.chunk);
@@ -443,7 +446,8 @@ impl Core {
 
     fn census(&self) -> Census {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let inside = |kind| rings.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add);
+        let inside =
+            |kind| rings.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add);
         let (fill, tx) = (inside(RingKind::Fill), inside(RingKind::Tx));
         let (rx, completion) = (inside(RingKind::Rx), inside(RingKind::Completion));
         // In the kernel's hands in any way, modulo 2^32; a small negative number if it gave too much.

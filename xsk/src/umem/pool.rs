@@ -26,7 +26,12 @@ impl Pool {
         let total = umem.core().total as usize;
         let len = Arc::new(AtomicU32::new(0));
         umem.core().pools().push(len.clone());
-        Self { frames: (0..total).map(|_| MaybeUninit::uninit()).collect(), len, facts: umem.core().facts, umem }
+        Self {
+            frames: (0..total).map(|_| MaybeUninit::uninit()).collect(),
+            len,
+            facts: umem.core().facts,
+            umem,
+        }
     }
 
     /// Frames in this pool.

@@ -298,14 +298,18 @@ impl Program {
                 },
                 None => Cause::Unexpected(errno),
             },
-            Errno::OPNOTSUPP if mode == AttachMode::Native => Cause::NativeUnsupported { driver: info.driver },
+            Errno::OPNOTSUPP if mode == AttachMode::Native => {
+                Cause::NativeUnsupported { driver: info.driver }
+            }
             Errno::NOTCONN => Cause::PeerGone,
             Errno::RANGE => Cause::MtuTooLarge { mtu: info.mtu },
             Errno::NOSPC => Cause::TooFewQueues { rx_queues: info.rx_queues },
             Errno::NOMEM => Cause::OutOfMemory { bytes: 0 },
             // Links for XDP came with 5.9; before that the command or the type is unknown. Drivers
             // also answer so to an MTU that they can't run a program on.
-            Errno::INVAL if mode == AttachMode::Native && info.mtu > 1500 => Cause::MtuTooLarge { mtu: info.mtu },
+            Errno::INVAL if mode == AttachMode::Native && info.mtu > 1500 => {
+                Cause::MtuTooLarge { mtu: info.mtu }
+            }
             Errno::INVAL => Cause::KernelTooOld { feature: "BPF links for XDP", since: "5.9" },
             errno => Cause::Unexpected(errno),
         }
