@@ -253,6 +253,21 @@ impl<T: Copy> Producer<T> {
         self.memory.flags() & XDP_RING_NEED_WAKEUP != 0
     }
 
+    /// Takes back the entry that was published last; `None` when the other side has taken all.
+    ///
+    /// # Safety
+    ///
+    /// The other side is not at work: it takes no entry during this call.
+    pub unsafe fn withdraw(&mut self) -> Option<T> {
+        if self.memory.consumer() == self.next {
+            return None;
+        }
+        self.next = self.next.wrapping_sub(1);
+        self.memory.word(self.memory.producer).store(self.next, Release);
+        // SAFETY: under the mask it is one of the ring's slots, and this side wrote it.
+        Some(unsafe { self.slots.add((self.next & self.mask) as usize).as_ref().read() })
+    }
+
     /// Index of the next entry: how many were produced since index 0, modulo 2^32.
     #[inline(always)]
     pub fn index(&self) -> u32 {

@@ -2,8 +2,7 @@
 
 #[cfg(not(loom))]
 mod imp {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, fence};
-    pub(crate) use std::sync::{Arc, Mutex};
+    pub(crate) use std::sync::atomic::{AtomicU16, AtomicU32, fence};
 
     /// One entry of a ring: memory that the two sides write and read in turn.
     #[repr(transparent)]
@@ -34,8 +33,7 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, fence};
-    pub(crate) use loom::sync::{Arc, Mutex};
+    pub(crate) use loom::sync::atomic::{AtomicU16, AtomicU32, fence};
 
     /// One entry of a ring, watched by loom.
     #[derive(Debug)]

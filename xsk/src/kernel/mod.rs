@@ -112,6 +112,26 @@ pub unsafe trait Sockets: Send + Sync {
 
     /// What this process may use.
     fn limits(&self) -> Limits;
+
+    /// Processes that have AF_XDP sockets in this network namespace, as far as they can be seen.
+    fn holders(&self) -> Vec<Holder> {
+        Vec::new()
+    }
+}
+
+/// A process that has AF_XDP sockets open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+}
+
+impl core::fmt::Display for Holder {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} (process {})", self.name, self.pid)
+    }
 }
 
 /// One AF_XDP socket, raw. Dropping it closes it.

@@ -1,2 +1,463 @@
-//! XDP programs and the XSKMAP.
+//! XDP programs, how they are attached, and the XSKMAP that says which socket gets what.
+//!
+//! A socket receives nothing by itself: an XDP program on the interface must send packets to it.
+//! The default program does the usual: what arrives on a queue goes to that queue's socket, and
+//! where there is none, to the Linux stack as if nothing were there.
+//!
+//! ```
+//! use xsk::xdp::{AttachMode, DefaultProgram};
+//! # let sim = xsk_sim::Sim::new();
+//! # let device = xsk::Device::open_on(sim.kernel(), "sim0")?;
+//! let program = DefaultProgram::attach(&device, AttachMode::Best)?;
+//! println!("{} program on {}", program.mode(), device.name());
+//! # assert_eq!(device.info()?.programs().len(), 1);
+//! drop(program); // detaches
+//! # assert!(device.info()?.programs().is_empty());
+//! # Ok::<(), xsk::Error>(())
+//! ```
+//!
+//! A program is attached by a link: when the last descriptor of the link is closed, also because
+//! the process was killed, the program is gone. [`DefaultProgram::keep`] makes it stay.
+
 pub mod asm;
+
+use core::fmt;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::device::{Device, attached};
+use crate::error::{Cause, Doing, Error, Result};
+use crate::kernel::{
+    Errno, Handle, Insn, Kernel, MapSpec, ProgramSpec, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+};
+use crate::socket::Socket;
+use asm::Reg::{R1, R2, R3};
+
+/// How a program is attached to an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AttachMode {
+    /// Native where the driver can, else generic.
+    #[default]
+    Best,
+    /// In the driver, before the kernel makes a packet structure of its own (`XDP_FLAGS_DRV_MODE`).
+    Native,
+    /// In the network stack, on any interface, slower (`XDP_FLAGS_SKB_MODE`).
+    Generic,
+}
+
+impl fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Best => "native or generic",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// `BPF_MAP_TYPE_XSKMAP`.
+const XSKMAP: u32 = 17;
+/// `BPF_NOEXIST`: only into an empty slot.
+const NOEXIST: u64 = 1;
+/// `BPF_F_XDP_HAS_FRAGS`: the program takes packets of several buffers (5.18).
+const HAS_FRAGS: u32 = 1 << 5;
+/// The most slots of a map: queues are counted in 16 bits.
+const MAX_SLOTS: u32 = 1 << 16;
+
+/// The map of a program's sockets (`BPF_MAP_TYPE_XSKMAP`): the program names a slot, and the packet
+/// goes to the socket in it.
+///
+/// A slot need not have the number of its socket's queue; but the kernel delivers only what
+/// arrived on the queue that the socket is bound to. A socket leaves the map when it is closed.
+/// Clones are the same map.
+#[derive(Clone)]
+pub struct XskMap {
+    kernel: Arc<dyn Kernel>,
+    handle: Arc<Handle>,
+    entries: u32,
+}
+
+impl XskMap {
+    /// A map with a slot for every queue of `device`.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_slots`](Self::with_slots), and [`Cause::NoSuchInterface`].
+    pub fn new(device: &Device) -> Result<Self> {
+        Self::with_slots(device, device.queues()?.max(1))
+    }
+
+    /// A map of `entries` slots, for any use.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::MapSize`], [`Cause::MissingCapability`], [`Cause::OutOfMemory`].
+    pub fn with_slots(device: &Device, entries: u32) -> Result<Self> {
+        let doing = Doing::MakeMap { entries };
+        if entries == 0 || entries > MAX_SLOTS {
+            return Err(Error::new(doing, Cause::MapSize { entries }));
+        }
+        let kernel = device.kernel().clone();
+        let spec = MapSpec {
+            kind: XSKMAP,
+            key_size: 4,
+            value_size: 4,
+            max_entries: entries,
+            flags: 0,
+            name: "xsks_map",
+        };
+        match kernel.create_map(&spec) {
+            Ok(handle) => Ok(Self { kernel, handle: Arc::new(handle), entries }),
+            Err(errno) => {
+                let cause = match errno {
+                    Errno::PERM => missing_capability(&*kernel),
+                    Errno::NOMEM | Errno::TOOBIG => Cause::OutOfMemory { bytes: u64::from(entries) * 8 },
+                    Errno::INVAL => {
+                        Cause::KernelTooOld { feature: "the map of AF_XDP sockets (XSKMAP)", since: "4.18" }
+                    }
+                    errno => Cause::Unexpected(errno),
+                };
+                Err(Error::with_errno(doing, cause, errno))
+            }
+        }
+    }
+
+    /// Slots.
+    pub fn slots(&self) -> u32 {
+        self.entries
+    }
+
+    /// Enters a socket at `index`, in place of any other.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NoSuchSlot`], [`Cause::NeedsRxRing`].
+    pub fn insert(&self, index: u32, socket: &Socket) -> Result<()> {
+        self.update(index, socket, 0)
+    }
+
+    /// Enters a socket at `index`, which must be empty (or hold this very socket).
+    ///
+    /// # Errors
+    ///
+    /// As [`insert`](Self::insert), and [`Cause::SlotTaken`].
+    pub fn insert_new(&self, index: u32, socket: &Socket) -> Result<()> {
+        self.update(index, socket, NOEXIST)
+    }
+
+    fn update(&self, index: u32, socket: &Socket, flags: u64) -> Result<()> {
+        let value = socket.raw().as_fd().as_raw_fd().to_ne_bytes();
+        let map = self.handle.as_fd();
+        self.kernel.update_map(map, &index.to_ne_bytes(), &value, flags).map_err(|errno| {
+            let cause = match errno {
+                Errno::TOOBIG => Cause::NoSuchSlot { index, entries: self.entries },
+                Errno::EXIST => Cause::SlotTaken { index },
+                Errno::NOBUFS => Cause::NeedsRxRing,
+                Errno::PERM => missing_capability(&*self.kernel),
+                errno => Cause::Unexpected(errno),
+            };
+            Error::with_errno(Doing::InsertSocket { index }, cause, errno)
+        })
+    }
+
+    /// Empties the slot at `index`, if it is not empty already.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NoSuchSlot`].
+    pub fn remove(&self, index: u32) -> Result<()> {
+        match self.kernel.delete_from_map(self.handle.as_fd(), &index.to_ne_bytes()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => {
+                let cause = match errno {
+                    Errno::INVAL | Errno::TOOBIG => Cause::NoSuchSlot { index, entries: self.entries },
+                    Errno::PERM => missing_capability(&*self.kernel),
+                    errno => Cause::Unexpected(errno),
+                };
+                Err(Error::with_errno(Doing::RemoveSocket { index }, cause, errno))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for XskMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("XskMap").field("slots", &self.entries).finish_non_exhaustive()
+    }
+}
+
+/// A loaded XDP program. Clones are the same program.
+#[derive(Clone)]
+pub struct Program {
+    kernel: Arc<dyn Kernel>,
+    handle: Arc<Handle>,
+    frags: bool,
+}
+
+impl Program {
+    /// The default program over `map`: to the socket in the slot of the queue where a packet
+    /// arrived, else to the Linux stack.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::MissingCapability`], [`Cause::Verifier`].
+    pub fn redirect(map: &XskMap) -> Result<Self> {
+        // xdp_redirect_map's fallback verdict in its flags came with Linux 5.3, links with 5.9.
+        let [map_low, map_high] = asm::load_map(R1, map.handle.as_fd().as_raw_fd());
+        let instructions = [
+            asm::load(asm::Width::W, R2, R1, asm::XDP_MD_RX_QUEUE_INDEX),
+            map_low,
+            map_high,
+            asm::alu_imm(asm::Alu::Mov, R3, asm::XDP_PASS),
+            asm::call(asm::FN_REDIRECT_MAP),
+            asm::exit(),
+        ];
+        Self::load(&map.kernel, "xsk_redirect", &instructions)
+    }
+
+    /// Loads a program from its instructions, for packets of several buffers where the kernel can
+    /// (5.18), and else for those of one.
+    fn load(kernel: &Arc<dyn Kernel>, name: &str, instructions: &[Insn]) -> Result<Self> {
+        let mut log = String::new();
+        for flags in [HAS_FRAGS, 0] {
+            log.clear();
+            match kernel.load_program(&ProgramSpec { instructions, flags, name }, &mut log) {
+                Ok(handle) => {
+                    return Ok(Self { kernel: kernel.clone(), handle: Arc::new(handle), frags: flags != 0 });
+                }
+                // A kernel that doesn't know the flag says so before it looks at the program.
+                Err(Errno::INVAL) if flags != 0 => continue,
+                Err(errno) => {
+                    let cause = match errno {
+                        Errno::PERM if log.is_empty() => missing_capability(&**kernel),
+                        Errno::NOMEM => Cause::OutOfMemory { bytes: size_of_val(instructions) as u64 },
+                        Errno::ACCESS | Errno::INVAL | Errno::PERM | Errno::TOOBIG => Cause::Verifier { log },
+                        errno => Cause::Unexpected(errno),
+                    };
+                    return Err(Error::with_errno(Doing::LoadProgram, cause, errno));
+                }
+            }
+        }
+        unreachable!("the second attempt returns")
+    }
+
+    /// Whether the program takes packets of several buffers.
+    pub fn has_frags(&self) -> bool {
+        self.frags
+    }
+
+    /// Attaches the program to an interface, until the [`Attachment`] is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::ProgramPresent`] with the program that holds the interface,
+    /// [`Cause::NativeUnsupported`], [`Cause::MtuTooLarge`], [`Cause::TooFewQueues`],
+    /// [`Cause::PeerGone`], [`Cause::NoSuchInterface`], [`Cause::MissingCapability`],
+    /// [`Cause::KernelTooOld`].
+    pub fn attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment> {
+        match mode {
+            AttachMode::Native => self.attach_as(device, mode, XDP_FLAGS_DRV_MODE),
+            AttachMode::Generic => self.attach_as(device, mode, XDP_FLAGS_SKB_MODE),
+            AttachMode::Best => match self.attach(device, AttachMode::Native) {
+                Err(error) if error.cause().is_about_native_mode() => {
+                    let mut attachment = self.attach(device, AttachMode::Generic)?;
+                    attachment.fallback = Some(Arc::new(error));
+                    Ok(attachment)
+                }
+                result => result,
+            },
+        }
+    }
+
+    fn attach_as(&self, device: &Device, mode: AttachMode, flags: u32) -> Result<Attachment> {
+        match self.kernel.attach(self.handle.as_fd(), device.index(), flags) {
+            Ok(link) => Ok(Attachment { link, mode, fallback: None, program: self.clone() }),
+            Err(errno) => {
+                let doing = Doing::Attach { interface: device.name().into(), mode };
+                Err(Error::with_errno(doing, self.why_not(device, mode, errno), errno))
+            }
+        }
+    }
+
+    /// The cause behind the kernel's answer, in the order of its checks.
+    #[cold]
+    fn why_not(&self, device: &Device, mode: AttachMode, errno: Errno) -> Cause {
+        let info = match self.kernel.interface(device.index()) {
+            Ok(info) => info,
+            Err(_) => return Cause::NoSuchInterface { name: device.name().into() },
+        };
+        match errno {
+            Errno::PERM => missing_capability(&*self.kernel),
+            Errno::BUSY | Errno::EXIST => match attached(&*self.kernel, &info).into_iter().next() {
+                Some(program) => Cause::ProgramPresent {
+                    id: program.id,
+                    name: program.name,
+                    mode: program.mode.unwrap_or(AttachMode::Native),
+                },
+                None => Cause::Unexpected(errno),
+            },
+            Errno::OPNOTSUPP if mode == AttachMode::Native => {
+                Cause::NativeUnsupported { driver: info.driver }
+            }
+            Errno::NOTCONN => Cause::PeerGone,
+            Errno::RANGE => Cause::MtuTooLarge { mtu: info.mtu },
+            Errno::NOSPC => Cause::TooFewQueues { rx_queues: info.rx_queues },
+            Errno::NOMEM => Cause::OutOfMemory { bytes: 0 },
+            // Links for XDP came with 5.9; before that the command or the type is unknown. Drivers
+            // also answer so to an MTU that they can't run a program on.
+            Errno::INVAL if mode == AttachMode::Native && info.mtu > 1500 => {
+                Cause::MtuTooLarge { mtu: info.mtu }
+            }
+            Errno::INVAL => Cause::KernelTooOld { feature: "BPF links for XDP", since: "5.9" },
+            errno => Cause::Unexpected(errno),
+        }
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program").field("frags", &self.frags).finish_non_exhaustive()
+    }
+}
+
+impl Cause {
+    /// Whether generic mode may do where native mode did not.
+    fn is_about_native_mode(&self) -> bool {
+        matches!(
+            self,
+            Self::NativeUnsupported { .. }
+                | Self::MtuTooLarge { .. }
+                | Self::TooFewQueues { .. }
+                | Self::PeerGone
+        )
+    }
+}
+
+fn missing_capability(kernel: &dyn Kernel) -> Cause {
+    let limits = kernel.limits();
+    let capability = match (limits.bpf, limits.net_admin) {
+        (false, _) => "CAP_BPF",
+        (true, false) => "CAP_NET_ADMIN",
+        // Everything is there that could be asked for: a security module, or a user namespace.
+        (true, true) => return Cause::Unexpected(Errno::PERM),
+    };
+    Cause::MissingCapability { capability }
+}
+
+/// A program on an interface. Dropping it detaches the program.
+pub struct Attachment {
+    link: Handle,
+    mode: AttachMode,
+    fallback: Option<Arc<Error>>,
+    program: Program,
+}
+
+impl Attachment {
+    /// How the program is attached: [`AttachMode::Native`] or [`AttachMode::Generic`].
+    pub fn mode(&self) -> AttachMode {
+        self.mode
+    }
+
+    /// Why native mode was not possible, when [`AttachMode::Best`] became generic.
+    pub fn fallback(&self) -> Option<&Error> {
+        self.fallback.as_deref()
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment").field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
+/// The default program on an interface, with its map: what arrives on a queue goes to that queue's
+/// socket, the rest to the Linux stack. Dropping it detaches the program.
+#[derive(Debug)]
+pub struct DefaultProgram {
+    map: XskMap,
+    attachment: Attachment,
+}
+
+impl DefaultProgram {
+    /// Makes a map for all queues of `device`, loads the program and attaches it.
+    ///
+    /// # Errors
+    ///
+    /// As [`XskMap::new`], [`Program::redirect`] and [`Program::attach`].
+    pub fn attach(device: &Device, mode: AttachMode) -> Result<Self> {
+        let map = XskMap::new(device)?;
+        let attachment = Program::redirect(&map)?.attach(device, mode)?;
+        Ok(Self { map, attachment })
+    }
+
+    /// Sends to `socket` what arrives on its queue.
+    ///
+    /// # Errors
+    ///
+    /// As [`XskMap::insert`].
+    pub fn insert(&self, socket: &Socket) -> Result<()> {
+        self.map.insert(socket.queue(), socket)
+    }
+
+    /// The map.
+    pub fn map(&self) -> &XskMap {
+        &self.map
+    }
+
+    /// The attachment.
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    /// How the program is attached: [`AttachMode::Native`] or [`AttachMode::Generic`].
+    pub fn mode(&self) -> AttachMode {
+        self.attachment.mode
+    }
+
+    /// Keeps the program attached beyond this process: its link as `DIRECTORY/link` and its map as
+    /// `DIRECTORY/xsks_map`, in a BPF file system. The directory is made if it is not there.
+    ///
+    /// Removing the file `link` detaches the program. Sockets leave the map when they are closed
+    /// all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotBpffs`], [`Cause::PathTaken`], [`Cause::MissingCapability`]; nothing is kept then.
+    pub fn keep(&self, directory: &Path) -> Result<()> {
+        let kernel = &self.map.kernel;
+        let made = std::fs::create_dir(directory).is_ok();
+        let (link, map) = (directory.join("link"), directory.join("xsks_map"));
+        let undo = || {
+            if made {
+                // Only a directory that holds nothing else goes.
+                let _ = std::fs::remove_dir(directory);
+            }
+        };
+        kernel.pin(self.attachment.link.as_fd(), &link).map_err(|errno| {
+            undo();
+            not_kept(directory, errno)
+        })?;
+        kernel.pin(self.map.handle.as_fd(), &map).map_err(|errno| {
+            let _ = std::fs::remove_file(&link);
+            undo();
+            not_kept(directory, errno)
+        })
+    }
+}
+
+fn not_kept(path: &Path, errno: Errno) -> Error {
+    let cause = match errno {
+        Errno::EXIST => Cause::PathTaken,
+        Errno::PERM | Errno::INVAL | Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP => Cause::NotBpffs,
+        Errno::ACCESS => Cause::MissingCapability { capability: "CAP_BPF" },
+        errno => Cause::Unexpected(errno),
+    };
+    Error::with_errno(Doing::Keep { path: path.display().to_string() }, cause, errno)
+}

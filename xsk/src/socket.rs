@@ -1,0 +1,828 @@
+//! AF_XDP sockets: build one, bind it to a queue, work its rings.
+//!
+//! ```
+//! use xsk::{Socket, Umem};
+//! # let sim = xsk_sim::Sim::new();
+//! # let device = xsk::Device::open_on(sim.kernel(), "sim0")?;
+//! // With a real interface: let device = xsk::Device::open("eth0")?;
+//! let (umem, mut pool) = Umem::builder().frames(256).chunk_size(2048).build()?;
+//! let mut xsk = Socket::builder(&device).queue(0).open(&umem)?;
+//! xsk.fill.refill(&mut pool, 128);
+//!
+//! let packet = pool.packet(0, 60).expect("frames are left");
+//! xsk.tx.reserve(1).push(packet)?;
+//! xsk.socket.send()?;
+//! # sim.run();
+//! for frame in xsk.completion.take(64) {
+//!     pool.put(frame);
+//! }
+//! assert_eq!(umem.census().program, 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The rings come as fields, to be used together or taken apart: receiving (RX with FILL) and
+//! sending (TX with COMPLETION) can go to different threads. [`Socket`] is the handle for all
+//! else; its clones can be anywhere.
+
+use core::fmt;
+use core::mem::size_of;
+use core::ptr::NonNull;
+use core::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::abi::{
+    self, AF_XDP, BindFlags, MmapOffsets, RingKind, RingOffset, SOL_XDP, SockaddrXdp, UmemReg, XdpStatistics,
+};
+use crate::device::Device;
+use crate::error::{Cause, Doing, Error, Result};
+use crate::kernel::{Errno, Mapping, POLLERR, POLLIN, POLLOUT, RawSocket};
+use crate::ring::RingMemory;
+use crate::rings::{CompletionRing, FillRing, RxRing, TxRing};
+use crate::sync::AtomicU32;
+use crate::umem::{Member, Pair, Pool, Umem, max_headroom};
+
+/// The most entries that a ring is asked for. The kernel has no limit of its own: it would try to
+/// find 16 GiB.
+pub const MAX_RING_ENTRIES: u32 = 1 << 20;
+
+/// `SOCK_RAW`.
+const SOCK_RAW: i32 = 3;
+
+/// Whether packets are copied between the driver and the UMEM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Zero copy where the driver can, else copy.
+    #[default]
+    Any,
+    /// The kernel copies every packet. Works on every interface.
+    Copy,
+    /// The NIC reads and writes the UMEM itself, or the socket is not made.
+    ZeroCopy,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Any => "any",
+            Self::Copy => "copy",
+            Self::ZeroCopy => "zero-copy",
+        })
+    }
+}
+
+/// A bound AF_XDP socket. Clones are handles to the same socket; it is closed with the last of
+/// them and of its rings.
+#[derive(Clone)]
+pub struct Socket(Arc<Shared>);
+
+struct Shared {
+    raw: Arc<dyn RawSocket>,
+    device: Device,
+    queue: u32,
+    zero_copy: bool,
+    receives: bool,
+}
+
+/// A socket that receives and sends, with its four rings.
+#[derive(Debug)]
+pub struct RxTx {
+    /// The handle: wake, wait, statistics.
+    pub socket: Socket,
+    /// Free frames, to receive into.
+    pub fill: FillRing,
+    /// Received packets.
+    pub rx: RxRing,
+    /// Packets to send.
+    pub tx: TxRing,
+    /// Sent frames.
+    pub completion: CompletionRing,
+}
+
+/// A socket that only receives.
+#[derive(Debug)]
+pub struct RxOnly {
+    /// The handle: wake, wait, statistics.
+    pub socket: Socket,
+    /// Free frames, to receive into.
+    pub fill: FillRing,
+    /// Received packets.
+    pub rx: RxRing,
+}
+
+/// A socket that only sends. It needs no program, and its FILL ring is empty.
+#[derive(Debug)]
+pub struct TxOnly {
+    /// The handle: wake, wait, statistics.
+    pub socket: Socket,
+    /// Packets to send.
+    pub tx: TxRing,
+    /// Sent frames.
+    pub completion: CompletionRing,
+}
+
+/// What became of a [`send`](Socket::send).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "after anything but `Done` something is left in TX"]
+pub enum Sent {
+    /// The kernel took all that was in TX, or has it under way.
+    Done,
+    /// Something is left in TX: take frames from COMPLETION, and send again. In copy mode a send
+    /// transmits 32 packets at most unless the budget was raised.
+    Again,
+    /// The driver dropped a packet (`EBUSY`): it is completed and lost, and the rest of TX waits
+    /// for the next send. veth does so for packets below 14 bytes or above its MTU.
+    Dropped,
+}
+
+/// What a [`wait`](Socket::wait) found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// RX has packets.
+    pub rx: bool,
+    /// TX is at most half full.
+    pub tx: bool,
+}
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Packets in RX.
+    Rx,
+    /// Room in TX.
+    Tx,
+    /// Either.
+    Both,
+}
+
+/// A socket's counters, since it was made. What the kernel doesn't count is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Packets dropped because FILL was empty or they were longer than a frame; before 5.9 also
+    /// because RX was full.
+    pub rx_dropped: u64,
+    /// Packets dropped because RX was full (5.9).
+    pub rx_ring_full: Option<u64>,
+    /// Packets dropped because FILL was empty (5.9); these are in `rx_dropped` as well.
+    pub rx_fill_ring_empty: Option<u64>,
+    /// Descriptors in TX that the kernel refused.
+    pub tx_invalid: u64,
+    /// Times that a send found TX drained (5.9): a sign of an idle sender, not of loss.
+    pub tx_ring_empty: Option<u64>,
+}
+
+impl Socket {
+    /// Begins a socket on `device`: queue 0, rings of 2048, any mode, unless told otherwise.
+    pub fn builder(device: &Device) -> SocketBuilder {
+        SocketBuilder {
+            device: device.clone(),
+            queue: 0,
+            rx: 2048,
+            tx: 2048,
+            fill: 2048,
+            completion: 2048,
+            mode: Mode::Any,
+            need_wakeup: true,
+            release_timeout: Duration::from_secs(1),
+        }
+    }
+
+    /// The interface.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> u32 {
+        self.0.queue
+    }
+
+    /// Whether the socket became zero copy (as the kernel says: `XDP_OPTIONS`, 5.3).
+    pub fn is_zero_copy(&self) -> bool {
+        self.0.zero_copy
+    }
+
+    /// The mode that the socket became: [`Mode::Copy`] or [`Mode::ZeroCopy`].
+    pub fn mode(&self) -> Mode {
+        if self.0.zero_copy { Mode::ZeroCopy } else { Mode::Copy }
+    }
+
+    pub(crate) fn raw(&self) -> &dyn RawSocket {
+        &*self.0.raw
+    }
+
+    /// Has the kernel send what is in TX (`sendto`): in copy mode this is what transmits; in zero
+    /// copy it wakes the driver. It never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`]. What is in TX stays there.
+    #[inline]
+    pub fn send(&self) -> Result<Sent> {
+        match self.0.raw.send() {
+            Ok(()) => Ok(Sent::Done),
+            Err(Errno::AGAIN | Errno::NOBUFS) => Ok(Sent::Again),
+            Err(Errno::BUSY) => Ok(Sent::Dropped),
+            Err(errno) => Err(self.gone(self.sending(), errno)),
+        }
+    }
+
+    /// Has the driver look at FILL (`recvfrom`), when [`FillRing::needs_wakeup`] says so. It never
+    /// waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`].
+    #[inline]
+    pub fn wake_rx(&self) -> Result<()> {
+        match self.0.raw.receive() {
+            Ok(()) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::BUSY) => Ok(()),
+            Err(errno) => Err(self.gone(self.waiting(), errno)),
+        }
+    }
+
+    /// Waits until RX has packets or TX has room (`poll`), or `timeout` has passed; `None` waits
+    /// without end. The kernel wakes the driver by itself while it waits, for RX as for TX, so
+    /// before blocking this is the way.
+    ///
+    /// A signal ends the wait early, with nothing ready.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`]; [`Cause::Deadlock`] on a stepped
+    /// simulated kernel where nothing could end the wait.
+    pub fn wait(&self, interest: Interest, timeout: Option<Duration>) -> Result<Ready> {
+        let events = match interest {
+            Interest::Rx => POLLIN,
+            Interest::Tx => POLLOUT,
+            Interest::Both => POLLIN | POLLOUT,
+        };
+        match self.0.raw.poll(events, timeout) {
+            Ok(found) if found & POLLERR != 0 => Err(self.gone(self.waiting(), self.pending_error())),
+            Ok(found) => Ok(Ready { rx: found & POLLIN != 0, tx: found & POLLOUT != 0 }),
+            Err(Errno::INTR) => Ok(Ready::default()),
+            Err(errno) => Err(self.gone(self.waiting(), errno)),
+        }
+    }
+
+    /// What an idle socket's kernel says to an empty call.
+    #[cold]
+    fn pending_error(&self) -> Errno {
+        let answer = if self.0.receives { self.0.raw.receive() } else { self.0.raw.send() };
+        answer.err().unwrap_or(Errno::NXIO)
+    }
+
+    fn sending(&self) -> Doing {
+        Doing::Send { interface: self.0.device.name().into(), queue: self.0.queue }
+    }
+
+    fn waiting(&self) -> Doing {
+        Doing::Wait { interface: self.0.device.name().into(), queue: self.0.queue }
+    }
+
+    #[cold]
+    fn gone(&self, doing: Doing, errno: Errno) -> Error {
+        let cause = match errno {
+            Errno::NETDOWN => Cause::InterfaceDown,
+            Errno::NXIO | Errno::NODEV => Cause::InterfaceGone,
+            Errno::DEADLK => Cause::Deadlock,
+            errno => Cause::Unexpected(errno),
+        };
+        Error::with_errno(doing, cause, errno)
+    }
+
+    /// The socket's counters.
+    ///
+    /// # Errors
+    ///
+    /// None that a bound socket is known to meet.
+    pub fn statistics(&self) -> Result<Statistics> {
+        let mut raw = XdpStatistics::default();
+        let len = self
+            .0
+            .raw
+            .getsockopt(SOL_XDP, abi::XDP_STATISTICS, abi::bytes_of_mut(&mut raw))
+            .map_err(|errno| Error::with_errno(Doing::ReadSocket, Cause::Unexpected(errno), errno))?;
+        let newer = |value| (len >= size_of::<XdpStatistics>()).then_some(value);
+        Ok(Statistics {
+            rx_dropped: raw.rx_dropped,
+            rx_ring_full: newer(raw.rx_ring_full),
+            rx_fill_ring_empty: newer(raw.rx_fill_ring_empty_descs),
+            tx_invalid: raw.tx_invalid_descs,
+            tx_ring_empty: newer(raw.tx_ring_empty_descs),
+        })
+    }
+
+    /// How many packets one [`send`](Self::send) transmits at most in copy mode (6.17; 32 unless
+    /// told otherwise): from 32 to the size of TX.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::KernelTooOld`], and [`Cause::Unexpected`] with `EACCES` for a number out of range.
+    pub fn set_tx_budget(&self, packets: u32) -> Result<()> {
+        self.0.raw.setsockopt(SOL_XDP, abi::XDP_MAX_TX_SKB_BUDGET, &packets.to_ne_bytes()).map_err(|errno| {
+            let cause = match errno {
+                Errno::NOPROTOOPT => Cause::KernelTooOld { feature: "the TX budget option", since: "6.17" },
+                errno => Cause::Unexpected(errno),
+            };
+            Error::with_errno(Doing::ReadSocket, cause, errno)
+        })
+    }
+}
+
+impl AsFd for Socket {
+    /// The socket's descriptor, for `poll` and `epoll`. Note that `epoll_wait` wakes neither FILL
+    /// nor TX: do so before you wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.raw.as_fd()
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket")
+            .field("interface", &self.0.device.name())
+            .field("queue", &self.0.queue)
+            .field("mode", &self.mode())
+            .finish()
+    }
+}
+
+/// Makes a socket.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is made before one of the `open` functions"]
+pub struct SocketBuilder {
+    device: Device,
+    queue: u32,
+    rx: u32,
+    tx: u32,
+    fill: u32,
+    completion: u32,
+    mode: Mode,
+    need_wakeup: bool,
+    release_timeout: Duration,
+}
+
+/// What the rings of a socket are mapped from.
+struct Mapped {
+    raw: Arc<dyn RawSocket>,
+    pair: Arc<Pair>,
+    offsets: MmapOffsets,
+    has_flags: bool,
+}
+
+impl SocketBuilder {
+    /// The queue to bind to (default 0).
+    pub fn queue(mut self, queue: u32) -> Self {
+        self.queue = queue;
+        self
+    }
+
+    /// Entries of all four rings, a power of two (default 2048).
+    pub fn ring_size(self, entries: u32) -> Self {
+        self.rx_size(entries).tx_size(entries).fill_size(entries).completion_size(entries)
+    }
+
+    /// Entries of RX.
+    pub fn rx_size(mut self, entries: u32) -> Self {
+        self.rx = entries;
+        self
+    }
+
+    /// Entries of TX.
+    pub fn tx_size(mut self, entries: u32) -> Self {
+        self.tx = entries;
+        self
+    }
+
+    /// Entries of FILL.
+    pub fn fill_size(mut self, entries: u32) -> Self {
+        self.fill = entries;
+        self
+    }
+
+    /// Entries of COMPLETION. At least as many as TX, or sending stalls on it.
+    pub fn completion_size(mut self, entries: u32) -> Self {
+        self.completion = entries;
+        self
+    }
+
+    /// Copy, zero copy, or whichever the driver can (the default).
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Whether the kernel tells when it needs to be woken (5.4; on by default). Without it the
+    /// FILL flag is never set and the TX flag always.
+    pub fn need_wakeup(mut self, on: bool) -> Self {
+        self.need_wakeup = on;
+        self
+    }
+
+    /// How long to try a queue that is busy (default one second). The kernel releases a queue some
+    /// milliseconds after its last socket is closed.
+    pub fn release_timeout(mut self, timeout: Duration) -> Self {
+        self.release_timeout = timeout;
+        self
+    }
+
+    /// Makes a socket that receives and sends.
+    ///
+    /// # Errors
+    ///
+    /// Of making a socket: [`Cause::MissingCapability`], [`Cause::NoAfXdp`]. Of the UMEM:
+    /// [`Cause::LockedMemory`], [`Cause::Headroom`], [`Cause::ChunkSize`], [`Cause::OutOfMemory`],
+    /// [`Cause::OtherKernel`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
+    /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::NoSuchInterface`],
+    /// [`Cause::NoSuchQueue`], [`Cause::QueueBusy`], [`Cause::QueueTaken`],
+    /// [`Cause::ZeroCopyUnsupported`], [`Cause::ZeroCopyMtu`], [`Cause::ZeroCopyRefused`],
+    /// [`Cause::SharedMode`], [`Cause::KernelTooOld`].
+    #[allow(unsafe_code)]
+    pub fn open(self, umem: &Umem) -> Result<RxTx> {
+        let (socket, mapped) = self.bind(umem, true, true, None)?;
+        // SAFETY: fresh rings of a socket that nothing else knows.
+        unsafe {
+            Ok(RxTx {
+                fill: FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair),
+                rx: RxRing::over(mapped.ring(RingKind::Rx, self.rx)?, &mapped.pair),
+                tx: TxRing::over(mapped.ring(RingKind::Tx, self.tx)?, &mapped.pair),
+                completion: CompletionRing::over(
+                    mapped.ring(RingKind::Completion, self.completion)?,
+                    &mapped.pair,
+                ),
+                socket,
+            })
+        }
+    }
+
+    /// Makes a socket that only receives.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    #[allow(unsafe_code)]
+    pub fn open_rx(self, umem: &Umem) -> Result<RxOnly> {
+        let (socket, mapped) = self.bind(umem, true, false, None)?;
+        // SAFETY: fresh rings of a socket that nothing else knows.
+        unsafe {
+            Ok(RxOnly {
+                fill: FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair),
+                rx: RxRing::over(mapped.ring(RingKind::Rx, self.rx)?, &mapped.pair),
+                socket,
+            })
+        }
+    }
+
+    /// Makes a socket that only sends. It attaches no program, and leaves FILL empty: a driver
+    /// would take a filled one for the wish to receive.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    #[allow(unsafe_code)]
+    pub fn open_tx(self, umem: &Umem) -> Result<TxOnly> {
+        let (socket, mapped) = self.bind(umem, false, true, None)?;
+        mapped.tx_only(socket, &self)
+    }
+
+    /// Makes a socket that only sends, with up to `frames` frames from `pool` in FILL before it is
+    /// bound: some drivers (ice, i40e) start a zero-copy queue only then. The frames stay there for
+    /// as long as the socket lives.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); the frames are back in the pool then.
+    pub fn open_tx_filled(self, umem: &Umem, pool: &mut Pool, frames: u32) -> Result<TxOnly> {
+        let (socket, mapped) = self.bind(umem, false, true, Some((pool, frames)))?;
+        mapped.tx_only(socket, &self)
+    }
+
+    /// Socket, UMEM, rings, bind: in the order that the kernel wants.
+    #[allow(unsafe_code)]
+    fn bind(
+        &self,
+        umem: &Umem,
+        rx: bool,
+        tx: bool,
+        filled: Option<(&mut Pool, u32)>,
+    ) -> Result<(Socket, Mapped)> {
+        let kernel = self.device.kernel();
+        let binding = || Doing::Bind { interface: self.device.name().into(), queue: self.queue };
+        let sizes = [
+            (RingKind::Rx, self.rx, rx),
+            (RingKind::Tx, self.tx, tx),
+            (RingKind::Fill, self.fill, true),
+            (RingKind::Completion, self.completion, true),
+        ];
+        for (ring, entries, _) in sizes.iter().filter(|s| s.2) {
+            check_size(*ring, *entries)?;
+        }
+        if self.queue > u32::from(u16::MAX) {
+            // The kernel would cut it to 16 bits and bind another queue.
+            let queues = self.device.queues()?;
+            return Err(Error::new(binding(), Cause::NoSuchQueue { queue: self.queue, queues }));
+        }
+
+        // Held throughout: of two threads, one registers the memory and the other shares it.
+        let mut members = lock_members(umem);
+        members.retain(|m| m.socket.strong_count() > 0);
+        let here = Arc::as_ptr(kernel).cast::<()>().addr();
+        if members.iter().any(|m| m.kernel != here) {
+            return Err(Error::new(binding(), Cause::OtherKernel));
+        }
+        if members.iter().any(|m| m.ifindex == self.device.index() && m.queue == self.queue) {
+            return Err(Error::new(binding(), Cause::QueueTaken));
+        }
+        let lender = members.iter().find_map(|m| m.socket.upgrade());
+
+        let raw: Arc<dyn RawSocket> = match kernel.socket(SOCK_RAW, 0) {
+            Ok(raw) => raw.into(),
+            Err(errno) => {
+                let cause = match errno {
+                    Errno::PERM | Errno::ACCESS => Cause::MissingCapability { capability: "CAP_NET_RAW" },
+                    Errno::AFNOSUPPORT => Cause::NoAfXdp,
+                    errno => Cause::Unexpected(errno),
+                };
+                return Err(Error::with_errno(Doing::MakeSocket, cause, errno));
+            }
+        };
+        if lender.is_none() {
+            self.register(umem, &*raw)?;
+        }
+        for (ring, entries, _) in sizes.iter().filter(|s| s.2) {
+            raw.setsockopt(SOL_XDP, ring.option(), &entries.to_ne_bytes()).map_err(|errno| {
+                let bytes = u64::from(*entries) * ring.entry_size() as u64;
+                let cause = match errno {
+                    Errno::NOMEM | Errno::NOBUFS => Cause::OutOfMemory { bytes },
+                    errno => Cause::Unexpected(errno),
+                };
+                Error::with_errno(Doing::MakeRing { ring: *ring, entries: *entries }, cause, errno)
+            })?;
+        }
+        let (offsets, has_flags) = mmap_offsets(&*raw)?;
+        let pair = Pair::new(umem)
+            .ok_or_else(|| Error::new(binding(), Cause::OutOfMemory { bytes: umem.size() }))?;
+        let mapped = Mapped { raw: raw.clone(), pair, offsets, has_flags };
+        match filled {
+            None => self.bind_with_patience(&*raw, lender.as_deref(), umem)?,
+            Some((pool, frames)) => {
+                // SAFETY: a fresh ring, and the only one that is ever made of this mapping.
+                let mut fill =
+                    unsafe { FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair) };
+                fill.refill(pool, frames);
+                self.bind_with_patience(&*raw, lender.as_deref(), umem).inspect_err(|_| {
+                    // SAFETY: the socket is not bound, so the kernel takes nothing from FILL.
+                    unsafe { fill.withdraw_into(pool) };
+                })?;
+            }
+        }
+        let zero_copy = is_zero_copy(&*raw);
+        match self.mode {
+            // Only where the mode was inherited can it differ from what was asked.
+            Mode::Copy if zero_copy => return Err(Error::new(binding(), Cause::SharedMode { zero_copy })),
+            Mode::ZeroCopy if !zero_copy => {
+                return Err(Error::new(binding(), Cause::SharedMode { zero_copy }));
+            }
+            _ => {}
+        }
+        members.push(Member {
+            socket: Arc::downgrade(&raw),
+            kernel: here,
+            ifindex: self.device.index(),
+            queue: self.queue,
+        });
+        let shared = Shared { raw, device: self.device.clone(), queue: self.queue, zero_copy, receives: rx };
+        Ok((Socket(Arc::new(shared)), mapped))
+    }
+
+    fn register(&self, umem: &Umem, raw: &dyn RawSocket) -> Result<()> {
+        let memory = umem.core().memory();
+        let registration = UmemReg {
+            addr: memory.base().as_ptr().expose_provenance() as u64,
+            len: umem.size(),
+            chunk_size: umem.chunk_size(),
+            headroom: umem.headroom(),
+            flags: 0,
+            tx_metadata_len: 0,
+        };
+        raw.register_umem(&registration, size_of::<UmemReg>(), memory).map_err(|errno| {
+            let limits = self.device.kernel().limits();
+            let chunk = umem.chunk_size();
+            let cause = match errno {
+                Errno::NOBUFS => {
+                    Cause::LockedMemory { bytes: umem.size(), limit: limits.memlock.unwrap_or(0) }
+                }
+                Errno::NOMEM => Cause::OutOfMemory { bytes: umem.size() },
+                Errno::FAULT => Cause::MemoryRefused,
+                Errno::INVAL if chunk as usize > limits.page_size => Cause::ChunkSize {
+                    chunk,
+                    min: abi::XDP_UMEM_MIN_CHUNK_SIZE,
+                    max: limits.page_size as u32,
+                },
+                Errno::INVAL if umem.headroom() > max_headroom(chunk) => {
+                    Cause::Headroom { headroom: umem.headroom(), max: max_headroom(chunk), chunk }
+                }
+                errno => Cause::Unexpected(errno),
+            };
+            Error::with_errno(Doing::RegisterUmem { bytes: umem.size() }, cause, errno)
+        })
+    }
+
+    /// Binds, and tries again for a while where the queue is still being released.
+    fn bind_with_patience(
+        &self,
+        raw: &dyn RawSocket,
+        lender: Option<&dyn RawSocket>,
+        umem: &Umem,
+    ) -> Result<()> {
+        let mut flags = BindFlags::empty();
+        if lender.is_some() {
+            // Everything else is taken over from the lender, and refused if it is said again.
+            flags |= BindFlags::SHARED_UMEM;
+        } else {
+            flags.set(BindFlags::COPY, self.mode == Mode::Copy);
+            flags.set(BindFlags::ZEROCOPY, self.mode == Mode::ZeroCopy);
+            flags.set(BindFlags::USE_NEED_WAKEUP, self.need_wakeup);
+        }
+        let address = SockaddrXdp {
+            family: AF_XDP,
+            flags: flags.bits(),
+            ifindex: self.device.index(),
+            queue_id: self.queue,
+            shared_umem_fd: lender.map_or(0, |l| l.as_fd().as_raw_fd() as u32),
+        };
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match raw.bind(&address) {
+                Ok(()) => return Ok(()),
+                Err(Errno::BUSY) if start.elapsed() < self.release_timeout => {
+                    std::thread::sleep(pause.min(self.release_timeout.saturating_sub(start.elapsed())));
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                }
+                Err(errno) => {
+                    let doing = Doing::Bind { interface: self.device.name().into(), queue: self.queue };
+                    let cause = self.why_not(errno, lender.is_some(), start.elapsed(), umem);
+                    return Err(Error::with_errno(doing, cause, errno));
+                }
+            }
+        }
+    }
+
+    /// The cause behind the kernel's answer, in the order of its checks.
+    #[cold]
+    fn why_not(&self, errno: Errno, shared: bool, waited: Duration, umem: &Umem) -> Cause {
+        let kernel = self.device.kernel();
+        let Ok(info) = self.device.info() else {
+            return Cause::NoSuchInterface { name: self.device.name().into() };
+        };
+        let driver = info.driver().map(str::to_owned);
+        let room = umem.max_packet();
+        match errno {
+            Errno::NODEV => Cause::NoSuchInterface { name: self.device.name().into() },
+            Errno::BUSY => Cause::QueueBusy { holders: kernel.holders(), waited },
+            Errno::OPNOTSUPP => Cause::ZeroCopyUnsupported { driver },
+            Errno::NETDOWN => Cause::InterfaceDown,
+            Errno::NOMEM | Errno::NOBUFS => Cause::OutOfMemory { bytes: umem.size() },
+            Errno::INVAL if self.queue >= info.queues() => {
+                Cause::NoSuchQueue { queue: self.queue, queues: info.queues() }
+            }
+            Errno::INVAL if shared => {
+                Cause::KernelTooOld { feature: "a UMEM shared between queues", since: "5.10" }
+            }
+            // Ethernet header, checksum and two VLAN tags come on top of the MTU.
+            Errno::INVAL if self.mode == Mode::ZeroCopy && info.mtu() + 26 > room => {
+                Cause::ZeroCopyMtu { mtu: info.mtu(), room }
+            }
+            _ if self.mode == Mode::ZeroCopy => Cause::ZeroCopyRefused { driver },
+            Errno::INVAL if self.need_wakeup => Cause::KernelTooOld { feature: "need_wakeup", since: "5.4" },
+            errno => Cause::Unexpected(errno),
+        }
+    }
+}
+
+fn lock_members(umem: &Umem) -> MutexGuard<'_, Vec<Member>> {
+    umem.core().members.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check_size(ring: RingKind, entries: u32) -> Result<()> {
+    let doing = Doing::MakeRing { ring, entries };
+    if !entries.is_power_of_two() {
+        return Err(Error::new(doing, Cause::RingNotPowerOfTwo { entries }));
+    }
+    if entries > MAX_RING_ENTRIES {
+        return Err(Error::new(doing, Cause::RingTooLarge { entries, max: MAX_RING_ENTRIES }));
+    }
+    Ok(())
+}
+
+/// Where the rings' fields are, and whether the kernel has flags words (5.4).
+fn mmap_offsets(raw: &dyn RawSocket) -> Result<(MmapOffsets, bool)> {
+    let failed = |errno| Error::with_errno(Doing::ReadSocket, Cause::Unexpected(errno), errno);
+    let mut offsets = MmapOffsets::default();
+    let len =
+        raw.getsockopt(SOL_XDP, abi::XDP_MMAP_OFFSETS, abi::bytes_of_mut(&mut offsets)).map_err(failed)?;
+    if len >= size_of::<MmapOffsets>() {
+        return Ok((offsets, true));
+    }
+    if len != abi::MMAP_OFFSETS_V1_SIZE {
+        return Err(failed(Errno::INVAL));
+    }
+    // The old form: three words a ring.
+    let bytes = abi::bytes_of(&offsets);
+    let word = |i: usize| u64::from_ne_bytes(bytes[i * 8..][..8].try_into().unwrap_or_default());
+    let ring = |i| RingOffset { producer: word(i), consumer: word(i + 1), desc: word(i + 2), flags: 0 };
+    Ok((MmapOffsets { rx: ring(0), tx: ring(3), fr: ring(6), cr: ring(9) }, false))
+}
+
+/// What the socket became; kernels before 5.3 can't say, and nearly all of their drivers copy.
+fn is_zero_copy(raw: &dyn RawSocket) -> bool {
+    let mut flags = 0u32;
+    let len = raw.getsockopt(SOL_XDP, abi::XDP_OPTIONS, abi::bytes_of_mut(&mut flags));
+    len == Ok(4) && flags & abi::XDP_OPTIONS_ZEROCOPY != 0
+}
+
+/// A ring's mapping, and the flags word of kernels that have none.
+struct RingOwner {
+    _mapping: Mapping,
+    flags: AtomicU32,
+    /// The socket lives as long as any of its rings.
+    _socket: Arc<dyn RawSocket>,
+}
+
+impl Mapped {
+    /// Maps a ring.
+    #[allow(unsafe_code)]
+    fn ring<T: Copy>(&self, kind: RingKind, entries: u32) -> Result<RingMemory<T>> {
+        let failed = |errno| {
+            let cause = match errno {
+                Errno::BUSY => Cause::InterfaceGone,
+                Errno::NOMEM | Errno::AGAIN => {
+                    Cause::OutOfMemory { bytes: u64::from(entries) * kind.entry_size() as u64 }
+                }
+                errno => Cause::Unexpected(errno),
+            };
+            Error::with_errno(Doing::MakeRing { ring: kind, entries }, cause, errno)
+        };
+        let at = match kind {
+            RingKind::Rx => self.offsets.rx,
+            RingKind::Tx => self.offsets.tx,
+            RingKind::Fill => self.offsets.fr,
+            RingKind::Completion => self.offsets.cr,
+        };
+        let len = at.desc as usize + entries as usize * size_of::<T>();
+        let mapping = self.raw.map(kind.page_offset(), len).map_err(failed)?;
+        let fits = |offset: u64, bytes: usize, align: usize| {
+            offset.is_multiple_of(align as u64)
+                && (offset as usize).checked_add(bytes).is_some_and(|end| end <= mapping.len())
+        };
+        if !(fits(at.producer, 4, 4)
+            && fits(at.consumer, 4, 4)
+            && fits(at.flags, 4, 4)
+            && fits(at.desc, entries as usize * size_of::<T>(), align_of::<T>()))
+        {
+            return Err(failed(Errno::INVAL));
+        }
+        // Before 5.4 a send was always needed, and FILL never asked.
+        let flags = u32::from(kind == RingKind::Tx);
+        let base = mapping.base();
+        let owner = Arc::new(RingOwner {
+            _mapping: mapping,
+            flags: AtomicU32::new(flags),
+            _socket: self.raw.clone(),
+        });
+        // SAFETY: all fields are inside the mapping and aligned, as checked above; a mapping is
+        // zeroed by the kernel, and `owner` keeps it.
+        unsafe {
+            let field = |offset: u64| base.add(offset as usize);
+            let flags = if self.has_flags { field(at.flags).cast() } else { NonNull::from(&owner.flags) };
+            Ok(RingMemory::new(
+                field(at.producer).cast(),
+                field(at.consumer).cast(),
+                flags,
+                field(at.desc).cast(),
+                entries,
+                owner,
+            ))
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn tx_only(self, socket: Socket, builder: &SocketBuilder) -> Result<TxOnly> {
+        // SAFETY: fresh rings of a socket that nothing else knows.
+        unsafe {
+            Ok(TxOnly {
+                tx: TxRing::over(self.ring(RingKind::Tx, builder.tx)?, &self.pair),
+                completion: CompletionRing::over(
+                    self.ring(RingKind::Completion, builder.completion)?,
+                    &self.pair,
+                ),
+                socket,
+            })
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The ledger: who owns each chunk, two bytes a chunk, to catch a kernel that gives one twice.
+//!
+//! The type system keeps the program from having one chunk in two places. The ledger checks the
+//! other side: that the kernel gives back each chunk once, and only what it was given, on the ring
+//! where that belongs. A state is `HELD` while the program owns the chunk (in a pool, the depot or
+//! its hands), and names the FILL or TX ring it was pushed to while the kernel does.
+//!
+//! No read-modify-write is needed, because every state has one party that may end it:
+//!
+//! - `HELD` ends when a chunk is pushed, and pushing needs the `Frame`, of which there is one.
+//! - The state of a FILL or TX ring ends when the chunk comes out of *that pair's* RX or
+//!   COMPLETION ring, which one thread at a time works. A chunk that comes out of any other ring
+//!   is refused.
+//!
+//! So a thread that reads its own ring's state knows that the chunk was pushed after it was last
+//! taken, and that nobody but itself can take it now. The store that pushes is a release, the load
+//! that takes an acquire: what the pusher wrote into the chunk happened before, even when a broken
+//! kernel hands the address over with no ordering of its own.
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use crate::sync::AtomicU16;
+
+/// The program owns the chunk.
+pub(crate) const HELD: u16 = 0;
+
+/// The states that belong to one pair of FILL and COMPLETION rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct States {
+    pub(crate) fill: u16,
+    pub(crate) tx: u16,
+}
+
+/// Pairs that can be told apart.
+pub(crate) const MAX_PAIRS: u16 = u16::MAX / 2;
+
+impl States {
+    pub(crate) const fn of_pair(pair: u16) -> Self {
+        Self { fill: 2 * pair + 1, tx: 2 * pair + 2 }
+    }
+}
+
+/// The states of a UMEM's chunks, as its owner keeps them.
+#[derive(Debug)]
+pub(crate) struct Book {
+    states: Box<[AtomicU16]>,
+}
+
+impl Book {
+    pub(crate) fn new(chunks: u32) -> Self {
+        Self { states: (0..chunks).map(|_| AtomicU16::new(HELD)).collect() }
+    }
+
+    /// Chunks that the program owns.
+    pub(crate) fn held(&self) -> u32 {
+        self.states.iter().filter(|s| s.load(Relaxed) == HELD).count() as u32
+    }
+
+    pub(crate) fn set_held(&self, chunk: u32) {
+        self.states[chunk as usize].store(HELD, Release);
+    }
+
+    /// The view that rings work with. `shift` is the logarithm of the chunk size.
+    pub(crate) fn ledger(&self, shift: u32) -> Ledger {
+        Ledger { states: Some(NonNull::from(&self.states[..]).cast()), shift }
+    }
+}
+
+/// A ring's view of the ledger, by value: nothing at all where it is off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ledger {
+    states: Option<NonNull<AtomicU16>>,
+    shift: u32,
+}
+
+impl Ledger {
+    pub(crate) const OFF: Self = Self { states: None, shift: 0 };
+
+    /// The chunk at `addr` is given up: it belongs to the ring of `state` from here on.
+    #[inline(always)]
+    pub(crate) fn give(self, addr: u64, state: u16) {
+        if let Some(states) = self.states {
+            // SAFETY: `addr` is below the UMEM's size, so its chunk has a state. The book lives
+            // in the UMEM's core, which every ring holds.
+            unsafe { states.add((addr >> self.shift) as usize).as_ref() }.store(state, Release);
+        }
+    }
+
+    /// The chunk at `addr` comes back from the ring of `expect`; `false` when it was not there.
+    #[inline(always)]
+    pub(crate) fn take(self, addr: u64, expect: u16) -> bool {
+        let Some(states) = self.states else { return true };
+        // SAFETY: as above.
+        let state = unsafe { states.add((addr >> self.shift) as usize).as_ref() };
+        if state.load(Acquire) != expect {
+            return false;
+        }
+        // A plain store: nobody else may end the state `expect` (see above).
+        state.store(HELD, Relaxed);
+        true
+    }
+}

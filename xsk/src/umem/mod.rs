@@ -1,0 +1,805 @@
+//! The UMEM: the memory that is shared with the kernel, its frames, and who owns each.
+//!
+//! A [`Umem`] is cut into chunks of one size. Each chunk has one owner at any time: the kernel, a
+//! ring on the way to or from it, or the program, which holds it as a [`Frame`] or a [`Packet`].
+//! Neither can be copied or made up, so safe code cannot put a frame in two rings, touch one that
+//! the kernel owns, or use it after the memory is gone.
+//!
+//! ```
+//! use xsk::umem::Umem;
+//!
+//! let (umem, mut pool) = Umem::builder().frames(64).chunk_size(2048).build()?;
+//! let mut packet = pool.packet(0, 60).expect("64 frames are there");
+//! packet[..6].fill(0xff);
+//! assert_eq!(umem.census().pools, 63);
+//! assert_eq!(umem.census().program, 1);
+//! pool.put(packet);
+//! assert_eq!(umem.census().pools, 64);
+//! # Ok::<(), xsk::Error>(())
+//! ```
+
+mod frame;
+mod home;
+mod ledger;
+mod memory;
+mod pool;
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::abi::{RingKind, XDP_PACKET_HEADROOM, XDP_UMEM_MIN_CHUNK_SIZE};
+use crate::error::{Cause, Doing, Error};
+use crate::kernel::{Mapping, RawSocket};
+use crate::ring::RingMemory;
+use ledger::{Book, Ledger, MAX_PAIRS, States};
+
+pub(crate) use frame::{Facts, Wrong};
+pub use frame::{Frame, Packet};
+pub use memory::PageSize;
+pub use pool::Pool;
+
+/// Memory that is shared with the kernel, cut into chunks of one size.
+///
+/// A `Umem` is a handle; clones are handles to the same memory. The memory is released when the
+/// last handle, ring, pool and frame of it is gone, in whichever order they go.
+#[derive(Clone)]
+pub struct Umem(Arc<Handle>);
+
+/// Counts the handles: when the last is gone, the UMEM ends as soon as its frames allow.
+struct Handle {
+    core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.orphaned.store(true, Release);
+        home::retire(&self.core);
+    }
+}
+
+pub(crate) struct Core {
+    pub(crate) facts: Facts,
+    pub(crate) total: u32,
+    headroom: u32,
+    pages: (PageSize, PageSize),
+    memory: Mapping,
+    book: Option<Book>,
+    /// Frames at home, in no pool.
+    depot: Mutex<Vec<Frame>>,
+    /// The lengths of the pools there are.
+    pools: Mutex<Vec<Arc<AtomicU32>>>,
+    /// The rings there are.
+    rings: Mutex<Vec<Account>>,
+    /// Pairs of FILL and COMPLETION rings, by number; true where in use.
+    pairs: Mutex<Vec<bool>>,
+    /// Frames that rings which are gone had taken in and not given back, modulo 2^32.
+    retired: AtomicU32,
+    faults: FaultCounters,
+    dropped: AtomicU64,
+    orphaned: AtomicBool,
+    /// Sockets that have this UMEM: one of them lends it to the next.
+    pub(crate) members: Mutex<Vec<Member>>,
+}
+
+/// A bound socket that has the UMEM.
+pub(crate) struct Member {
+    pub(crate) socket: Weak<dyn RawSocket>,
+    pub(crate) kernel: usize,
+    pub(crate) ifindex: u32,
+    pub(crate) queue: u32,
+}
+
+/// What a ring has taken in or given back, for the census.
+struct Account {
+    id: usize,
+    kind: RingKind,
+    /// The published index of the program's side, minus where it started.
+    view: Box<dyn RingView>,
+    start: u32,
+    /// Entries that were taken out of the ring and never became a frame.
+    refused: Arc<AtomicU32>,
+}
+
+/// The indices of a ring of any entry.
+trait RingView: Send + Sync {
+    fn producer(&self) -> u32;
+    fn consumer(&self) -> u32;
+}
+
+impl<T: Copy + Send> RingView for RingMemory<T> {
+    fn producer(&self) -> u32 {
+        RingMemory::producer(self)
+    }
+    fn consumer(&self) -> u32 {
+        RingMemory::consumer(self)
+    }
+}
+
+impl Account {
+    /// Frames that went into this ring (FILL, TX) or came out of it (RX, COMPLETION).
+    fn passed(&self) -> u32 {
+        let index = match self.kind {
+            RingKind::Fill | RingKind::Tx => self.view.producer(),
+            RingKind::Rx | RingKind::Completion => self.view.consumer(),
+        };
+        index.wrapping_sub(self.start)
+    }
+
+    fn inside(&self) -> u32 {
+        let consumer = self.view.consumer();
+        self.view.producer().wrapping_sub(consumer)
+    }
+}
+
+/// What was wrong with an entry that the kernel handed back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Fault {
+    /// It points outside the UMEM or its chunk.
+    Outside,
+    /// The chunk was not the kernel's to give: it had given it already, or never had it.
+    Duplicate,
+}
+
+#[derive(Default)]
+struct FaultCounters {
+    outside: AtomicU64,
+    duplicate: AtomicU64,
+    last: AtomicU64,
+}
+
+/// Entries that the kernel handed back and that were refused. All zero with a kernel that works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Faults {
+    /// Entries that point outside the UMEM or their chunk.
+    pub outside: u64,
+    /// Chunks given twice, or never lent; found by the ledger alone.
+    pub duplicate: u64,
+    /// The address of the last one, as the kernel wrote it.
+    pub last_address: u64,
+}
+
+impl Faults {
+    /// Entries refused, of either kind.
+    pub fn total(&self) -> u64 {
+        self.outside + self.duplicate
+    }
+}
+
+/// Where every chunk of a UMEM is, in frames.
+///
+/// Rings are counted as published, so a census is exact when no batch is open and the kernel is at
+/// rest, and close to it at any other time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Census {
+    /// Chunks of the UMEM.
+    pub total: u32,
+    /// In pools.
+    pub pools: u32,
+    /// At home, in no pool.
+    pub depot: u32,
+    /// In FILL rings, not yet taken by the kernel.
+    pub fill: u32,
+    /// In TX rings, not yet taken by the kernel.
+    pub tx: u32,
+    /// In RX rings, not yet taken by the program.
+    pub rx: u32,
+    /// In COMPLETION rings, not yet taken by the program.
+    pub completion: u32,
+    /// In the kernel's hands, between two rings.
+    pub kernel: i64,
+    /// Left with the kernel by sockets that are gone.
+    pub retired: u32,
+    /// In the program's hands, as frames and packets: what is not elsewhere.
+    pub program: i64,
+    /// Frames that the ledger says the program owns; it must equal pools + depot + program.
+    pub ledger_held: Option<u32>,
+    /// Frames and packets that were dropped instead of being put into a pool, since the start.
+    pub dropped: u64,
+    /// What the kernel handed back and was refused.
+    pub faults: Faults,
+}
+
+impl Census {
+    /// What contradicts itself, if anything: with a kernel that works, nothing.
+    pub fn contradiction(&self) -> Option<String> {
+        if self.program < 0 {
+            return Some(format!("{} frames more than there are chunks: {self:?}", -self.program));
+        }
+        if self.kernel < 0 {
+            return Some(format!("the kernel gave back {} frames that it never had: {self:?}", -self.kernel));
+        }
+        let held = i64::from(self.pools) + i64::from(self.depot) + self.program;
+        match self.ledger_held {
+            Some(ledger) if i64::from(ledger) != held => {
+                Some(format!("the ledger has {ledger} frames with the program, the census {held}: {self:?}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Umem {
+    /// Begins a UMEM: 4096 frames of 4096 bytes unless told otherwise.
+    pub fn builder() -> UmemBuilder {
+        UmemBuilder::default()
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
+    /// Chunks.
+    pub fn frames(&self) -> u32 {
+        self.core().total
+    }
+
+    /// Bytes of a chunk.
+    pub fn chunk_size(&self) -> u32 {
+        self.core().facts.chunk
+    }
+
+    /// Bytes that the kernel leaves free in front of each received packet, besides its own 256.
+    pub fn headroom(&self) -> u32 {
+        self.core().headroom
+    }
+
+    /// Bytes of memory.
+    pub fn size(&self) -> u64 {
+        self.core().facts.size
+    }
+
+    /// The pages that were asked for.
+    pub fn pages_asked(&self) -> PageSize {
+        self.core().pages.0
+    }
+
+    /// The pages that hold the memory.
+    pub fn pages(&self) -> PageSize {
+        self.core().pages.1
+    }
+
+    /// Whether the ledger is on: see [`UmemBuilder::ledger`].
+    pub fn has_ledger(&self) -> bool {
+        self.core().book.is_some()
+    }
+
+    /// The longest packet that a frame receives, in bytes.
+    pub fn max_packet(&self) -> u32 {
+        self.chunk_size() - XDP_PACKET_HEADROOM - self.headroom()
+    }
+
+    /// An empty pool of this UMEM, for another thread.
+    pub fn pool(&self) -> Pool {
+        Pool::new(self.clone())
+    }
+
+    /// The number of the chunk that a frame owns, 0 to [`frames`](Self::frames) less one; `None` for
+    /// another UMEM's frame.
+    ///
+    /// It stays the same while the frame goes through TX and COMPLETION, so it tells which packet
+    /// was sent: keep what belongs to a packet in a table by this number.
+    pub fn index(&self, frame: &Frame) -> Option<u32> {
+        let facts = &self.core().facts;
+        facts.offset(frame).map(|offset| (offset / u64::from(facts.chunk)) as u32)
+    }
+
+    /// The number of the chunk that a packet is in; see [`index`](Self::index).
+    pub fn index_of(&self, packet: &Packet) -> Option<u32> {
+        self.index(packet.frame())
+    }
+
+    /// A frame as a packet of `len` bytes that starts `headroom` bytes into its chunk.
+    ///
+    /// The bytes are whatever the chunk holds: a frame that was sent still holds its packet.
+    ///
+    /// # Errors
+    ///
+    /// The frame back, when `len` is 0, the packet does not fit the chunk, or the frame is another
+    /// UMEM's.
+    #[inline]
+    pub fn packet(&self, frame: Frame, headroom: u16, len: u32) -> Result<Packet, Frame> {
+        let facts = &self.core().facts;
+        let Some(offset) = facts.offset(&frame) else { return Err(frame) };
+        if len == 0 || u64::from(headroom) + u64::from(len) > u64::from(facts.chunk) {
+            return Err(frame);
+        }
+        let start = offset - offset % u64::from(facts.chunk) + u64::from(headroom);
+        let _ = frame.into_raw();
+        // SAFETY: inside the chunk that `frame` owned; the length was checked.
+        Ok(unsafe { Packet::new(Frame::new(facts.base.add(start as usize)), len, 0, 0) })
+    }
+
+    /// Makes room for `n` bytes in front of a packet, as for a header.
+    ///
+    /// # Errors
+    ///
+    /// The packet as it was, when its chunk has less room in front of it, or is another UMEM's.
+    #[inline]
+    pub fn prepend(&self, packet: Packet, n: u16) -> Result<Packet, Packet> {
+        let facts = &self.core().facts;
+        let Some(at) = facts.offset(packet.frame()) else { return Err(packet) };
+        let (frame, len, offset, options) = packet.into_parts();
+        let front = at % u64::from(facts.chunk) + u64::from(offset);
+        if u64::from(n) > front {
+            // SAFETY: as it was.
+            return Err(unsafe { Packet::new(frame, len, offset, options) });
+        }
+        let start = at + u64::from(offset) - u64::from(n);
+        let _ = frame.into_raw();
+        // SAFETY: it starts later than its chunk and ends where it ended.
+        Ok(unsafe { Packet::new(Frame::new(facts.base.add(start as usize)), len + u32::from(n), 0, options) })
+    }
+
+    /// Counts where every chunk is.
+    pub fn census(&self) -> Census {
+        self.core().census()
+    }
+
+    /// What the kernel handed back and was refused.
+    pub fn faults(&self) -> Faults {
+        self.core().faults.read()
+    }
+
+    /// Frames that sockets which are gone never gave back become frames again, at home in the depot.
+    ///
+    /// A socket that closes keeps what it had in FILL, TX or in flight, and a kernel may lose a
+    /// frame for good (those before July 2026 never complete an invalid descriptor). This takes
+    /// them back. Returns how many came home: 0 while any ring or pool of this UMEM still exists,
+    /// or a frame is in the program's hands, because then it can't be told which are lost.
+    ///
+    /// # Safety
+    ///
+    /// The kernel has released every socket that had this UMEM, and will not write to it any more.
+    /// A queue that can be bound again has been released.
+    pub unsafe fn reclaim(&self) -> u32 {
+        let core = self.core();
+        let (rings, pools) = (core.rings.lock(), core.pools());
+        let rings = rings.unwrap_or_else(PoisonError::into_inner);
+        let mut depot = core.depot();
+        let retired = core.retired.load(Acquire);
+        if !rings.is_empty()
+            || !pools.is_empty()
+            || depot.len() as u64 + u64::from(retired) != core.total.into()
+        {
+            return 0;
+        }
+        let chunk = u64::from(core.facts.chunk);
+        let mut at_home = vec![false; core.total as usize];
+        for frame in depot.iter() {
+            if let Some(offset) = core.facts.offset(frame) {
+                at_home[(offset / chunk) as usize] = true;
+            }
+        }
+        for (number, _) in at_home.iter().enumerate().filter(|(_, home)| !**home) {
+            if let Some(book) = &core.book {
+                book.set_held(number as u32);
+            }
+            // SAFETY: no frame of this chunk is at home, in a pool, in a ring or with the program,
+            // and the kernel is done with it, as the caller promises.
+            depot.push(unsafe { Frame::new(core.facts.base.add(number * chunk as usize)) });
+        }
+        core.retired.store(0, Release);
+        retired
+    }
+}
+
+impl core::fmt::Debug for Umem {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Umem")
+            .field("frames", &self.frames())
+            .field("chunk_size", &self.chunk_size())
+            .field("headroom", &self.headroom())
+            .field("pages", &self.pages())
+            .field("ledger", &self.has_ledger())
+            .finish()
+    }
+}
+
+impl Core {
+    fn depot(&self) -> MutexGuard<'_, Vec<Frame>> {
+        self.depot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pools(&self) -> MutexGuard<'_, Vec<Arc<AtomicU32>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The memory, for its registration with a kernel.
+    pub(crate) fn memory(&self) -> &Mapping {
+        &self.memory
+    }
+
+    /// Takes a dropped frame into the depot.
+    fn take_home(&self, frame: Frame) {
+        self.dropped.fetch_add(1, Relaxed);
+        let mut depot = self.depot();
+        if depot.len() < self.total as usize {
+            depot.push(frame);
+        } else {
+            drop(depot);
+            self.fault(Fault::Duplicate, 0);
+            let _ = frame.into_raw();
+        }
+    }
+
+    /// No handle is left, and no frame is anywhere but at home or lost with a ring that is gone.
+    fn is_finished(&self) -> bool {
+        self.orphaned.load(Acquire)
+            && (self.depot().len() as u32).wrapping_add(self.retired.load(Acquire)) == self.total
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn fault(&self, fault: Fault, address: u64) {
+        let counter = match fault {
+            Fault::Outside => &self.faults.outside,
+            Fault::Duplicate => &self.faults.duplicate,
+        };
+        counter.fetch_add(1, Relaxed);
+        self.faults.last.store(address, Relaxed);
+    }
+
+    fn census(&self) -> Census {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside =
+            |kind| rings.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add);
+        let (fill, tx) = (inside(RingKind::Fill), inside(RingKind::Tx));
+        let (rx, completion) = (inside(RingKind::Rx), inside(RingKind::Completion));
+        // In the kernel's hands in any way, modulo 2^32; a small negative number if it gave too much.
+        let mut lent = 0u32;
+        for account in rings.iter() {
+            let passed = account.passed();
+            lent = match account.kind {
+                RingKind::Fill | RingKind::Tx => lent.wrapping_add(passed),
+                RingKind::Rx | RingKind::Completion => {
+                    lent.wrapping_sub(passed).wrapping_add(account.refused.load(Relaxed))
+                }
+            };
+        }
+        drop(rings);
+        let lent = i64::from(lent as i32);
+        let in_rings = i64::from(fill) + i64::from(tx) + i64::from(rx) + i64::from(completion);
+        let pools = self.pools().iter().map(|len| len.load(Relaxed)).sum::<u32>();
+        let depot = self.depot().len() as u32;
+        let retired = self.retired.load(Relaxed);
+        Census {
+            total: self.total,
+            pools,
+            depot,
+            fill,
+            tx,
+            rx,
+            completion,
+            kernel: lent - in_rings,
+            retired,
+            program: i64::from(self.total)
+                - i64::from(pools)
+                - i64::from(depot)
+                - i64::from(retired as i32)
+                - lent,
+            ledger_held: self.book.as_ref().map(Book::held),
+            dropped: self.dropped.load(Relaxed),
+            faults: self.faults.read(),
+        }
+    }
+
+    /// Enters a ring into the accounts; the number takes it out again.
+    fn open_account<T: Copy + Send + 'static>(
+        &self,
+        kind: RingKind,
+        memory: &RingMemory<T>,
+        start: u32,
+        refused: Arc<AtomicU32>,
+    ) -> usize {
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = rings.iter().map(|a| a.id + 1).max().unwrap_or(0);
+        rings.push(Account { id, kind, view: Box::new(memory.clone()), start, refused });
+        id
+    }
+
+    /// Takes a ring out of the accounts: what it took in and never gave back is retired.
+    fn close_account(&self, id: usize, index: u32) {
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = rings.iter().position(|a| a.id == id) else { return };
+        let account = rings.swap_remove(at);
+        let passed = index.wrapping_sub(account.start);
+        match account.kind {
+            RingKind::Fill | RingKind::Tx => self.retired.fetch_add(passed, AcqRel),
+            RingKind::Rx | RingKind::Completion => {
+                self.retired.fetch_sub(passed.wrapping_sub(account.refused.load(Relaxed)), AcqRel)
+            }
+        };
+    }
+}
+
+impl FaultCounters {
+    fn read(&self) -> Faults {
+        Faults {
+            outside: self.outside.load(Relaxed),
+            duplicate: self.duplicate.load(Relaxed),
+            last_address: self.last.load(Relaxed),
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Frames at home end with their memory.
+        for frame in self.depot.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = frame.into_raw();
+        }
+    }
+}
+
+impl core::fmt::Debug for Core {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Core").field("census", &self.census()).finish_non_exhaustive()
+    }
+}
+
+/// One FILL and COMPLETION ring of a UMEM, and the RX and TX rings that go with them.
+///
+/// The ledger tells pairs apart: a chunk that was lent through one pair can come back through that
+/// pair only.
+#[derive(Debug)]
+pub struct Pair {
+    umem: Umem,
+    number: u16,
+}
+
+impl Pair {
+    /// The next pair of `umem`; `None` when it has 32 767 already.
+    pub fn new(umem: &Umem) -> Option<Arc<Self>> {
+        let mut pairs = umem.core().pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = pairs.iter().position(|used| !used).unwrap_or(pairs.len());
+        if number >= MAX_PAIRS as usize {
+            return None;
+        }
+        if number == pairs.len() {
+            pairs.push(true);
+        } else {
+            pairs[number] = true;
+        }
+        Some(Arc::new(Self { umem: umem.clone(), number: number as u16 }))
+    }
+
+    /// The UMEM.
+    pub fn umem(&self) -> &Umem {
+        &self.umem
+    }
+
+    pub(crate) fn states(&self) -> States {
+        States::of_pair(self.number)
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let mut pairs = self.umem.core().pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        pairs[self.number as usize] = false;
+    }
+}
+
+/// A ring's entry in its UMEM's accounts. Dropping it settles what the ring never gave back.
+///
+/// It holds the UMEM, so a ring that is forgotten keeps the memory.
+#[derive(Debug)]
+pub(crate) struct Ledgered {
+    pub(crate) pair: Arc<Pair>,
+    pub(crate) refused: Arc<AtomicU32>,
+    id: usize,
+}
+
+impl Ledgered {
+    pub(crate) fn open<T: Copy + Send + 'static>(
+        pair: &Arc<Pair>,
+        kind: RingKind,
+        memory: &RingMemory<T>,
+        start: u32,
+    ) -> Self {
+        let refused = Arc::new(AtomicU32::new(0));
+        let id = pair.umem.core().open_account(kind, memory, start, refused.clone());
+        Self { pair: pair.clone(), refused, id }
+    }
+
+    pub(crate) fn close(&self, index: u32) {
+        self.pair.umem.core().close_account(self.id, index);
+    }
+
+    /// An entry came out of the ring and is none: count it, so that the sums stay true.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn refuse(&self, wrong: Wrong, address: u64) {
+        self.refused.fetch_add(1, Relaxed);
+        let fault = match wrong {
+            Wrong::Outside => Fault::Outside,
+            Wrong::NotTheirs => Fault::Duplicate,
+        };
+        self.pair.umem.core().fault(fault, address);
+    }
+}
+
+/// Makes a [`Umem`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing is made before `build`"]
+pub struct UmemBuilder {
+    frames: u32,
+    chunk_size: u32,
+    headroom: u32,
+    pages: PageSize,
+    require_pages: bool,
+    ledger: bool,
+}
+
+impl Default for UmemBuilder {
+    fn default() -> Self {
+        Self {
+            frames: 4096,
+            chunk_size: 4096,
+            headroom: 0,
+            pages: PageSize::Ordinary,
+            require_pages: false,
+            ledger: cfg!(debug_assertions),
+        }
+    }
+}
+
+impl UmemBuilder {
+    /// How many frames (default 4096).
+    pub fn frames(mut self, frames: u32) -> Self {
+        self.frames = frames;
+        self
+    }
+
+    /// Bytes of a chunk: a power of two from 2048 to the page size (default 4096).
+    ///
+    /// A received packet starts 256 bytes into its chunk, and further by the headroom.
+    pub fn chunk_size(mut self, bytes: u32) -> Self {
+        self.chunk_size = bytes;
+        self
+    }
+
+    /// Bytes that the kernel leaves free in front of each received packet, besides its own 256
+    /// (default 0).
+    ///
+    /// Kernels of 2026 also keep 448 bytes behind the packet free: 1344 is the most for chunks of
+    /// 2048 bytes, 3392 for 4096.
+    pub fn headroom(mut self, bytes: u32) -> Self {
+        self.headroom = bytes;
+        self
+    }
+
+    /// Pages to hold the memory, where the system has them free; else ordinary ones.
+    ///
+    /// [`Umem::pages`] tells what it became.
+    pub fn pages(mut self, pages: PageSize) -> Self {
+        self.pages = pages;
+        self.require_pages = false;
+        self
+    }
+
+    /// Pages that must hold the memory, or nothing is made.
+    pub fn require_pages(mut self, pages: PageSize) -> Self {
+        self.pages = pages;
+        self.require_pages = true;
+        self
+    }
+
+    /// Whether to keep the ledger: two bytes a chunk that catch a kernel or driver that gives a
+    /// frame twice, or one that it was never lent.
+    ///
+    /// On by default with debug assertions, off without: it costs about a nanosecond a packet.
+    pub fn ledger(mut self, on: bool) -> Self {
+        self.ledger = on;
+        self
+    }
+
+    /// Makes the UMEM, with all of its frames in one pool.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NoFrames`], [`Cause::ChunkSize`], [`Cause::ChunkNotPowerOfTwo`],
+    /// [`Cause::Headroom`], [`Cause::UmemTooLarge`], [`Cause::OutOfMemory`], and
+    /// [`Cause::NoHugePages`] where pages are required.
+    pub fn build(self) -> Result<(Umem, Pool), Error> {
+        let doing = Doing::MakeUmem { frames: self.frames, chunk_size: self.chunk_size };
+        self.check().map_err(|cause| Error::new(doing.clone(), cause))?;
+        let bytes = u64::from(self.frames) * u64::from(self.chunk_size);
+        let limit = memory::installed();
+        let len = match usize::try_from(bytes) {
+            Ok(len) if bytes <= limit => len,
+            _ => return Err(Error::new(doing, Cause::UmemTooLarge { bytes, limit })),
+        };
+        let (memory, got) = match memory::allocate(len, self.pages) {
+            Ok(memory) => (memory, self.pages),
+            Err(_) if self.pages != PageSize::Ordinary && !self.require_pages => {
+                let memory = memory::allocate(len, PageSize::Ordinary)
+                    .map_err(|e| Error::with_errno(doing.clone(), Cause::OutOfMemory { bytes }, e))?;
+                (memory, PageSize::Ordinary)
+            }
+            Err(errno) => {
+                let cause = match self.pages {
+                    PageSize::Ordinary => Cause::OutOfMemory { bytes },
+                    pages => Cause::NoHugePages { pages, needed: bytes.div_ceil(pages.bytes() as u64) },
+                };
+                return Err(Error::with_errno(doing, cause, errno));
+            }
+        };
+        // SAFETY: the memory was just made for this UMEM alone.
+        Ok(unsafe { self.over(memory, got) })
+    }
+
+    fn check(&self) -> Result<(), Cause> {
+        let max = rustix::param::page_size() as u32;
+        let chunk = self.chunk_size;
+        if self.frames == 0 {
+            return Err(Cause::NoFrames);
+        }
+        if !(XDP_UMEM_MIN_CHUNK_SIZE..=max).contains(&chunk) {
+            return Err(Cause::ChunkSize { chunk, min: XDP_UMEM_MIN_CHUNK_SIZE, max });
+        }
+        if !chunk.is_power_of_two() {
+            return Err(Cause::ChunkNotPowerOfTwo { chunk });
+        }
+        // What no kernel takes; newer ones take less, which is told when the UMEM is registered.
+        if self.headroom >= chunk - XDP_PACKET_HEADROOM {
+            let max = max_headroom(chunk);
+            return Err(Cause::Headroom { headroom: self.headroom, max, chunk });
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    ///
+    /// `memory` is initialised, has room for all chunks, and is used by nothing else.
+    unsafe fn over(self, memory: Mapping, got: PageSize) -> (Umem, Pool) {
+        let base: NonNull<u8> = memory.base();
+        let book = self.ledger.then(|| Book::new(self.frames));
+        let facts = Facts {
+            base,
+            size: u64::from(self.frames) * u64::from(self.chunk_size),
+            chunk: self.chunk_size,
+            mask: self.chunk_size - 1,
+            ledger: book.as_ref().map_or(Ledger::OFF, |b| b.ledger(self.chunk_size.trailing_zeros())),
+        };
+        let core = Arc::new(Core {
+            facts,
+            total: self.frames,
+            headroom: self.headroom,
+            pages: (self.pages, got),
+            memory,
+            book,
+            depot: Mutex::new(Vec::with_capacity(self.frames as usize)),
+            pools: Mutex::default(),
+            rings: Mutex::default(),
+            pairs: Mutex::default(),
+            retired: AtomicU32::new(0),
+            faults: FaultCounters::default(),
+            dropped: AtomicU64::new(0),
+            orphaned: AtomicBool::new(false),
+            members: Mutex::default(),
+        });
+        home::enter(&core);
+        let umem = Umem(Arc::new(Handle { core }));
+        let mut pool = umem.pool();
+        for number in (0..self.frames as usize).rev() {
+            // SAFETY: inside the memory, and this chunk's first owner.
+            pool.put(unsafe { Frame::new(base.add(number * self.chunk_size as usize)) });
+        }
+        (umem, pool)
+    }
+}
+
+/// The most headroom that kernels of 2026 take, in bytes: they keep room behind the packet for the
+/// kernel's own packet structure and for 128 bytes more.
+pub(crate) const fn max_headroom(chunk: u32) -> u32 {
+    chunk - XDP_PACKET_HEADROOM - 320 - 128
+}
+
+#[cfg(test)]
+mod tests;
