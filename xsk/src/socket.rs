@@ -29,7 +29,7 @@ use core::mem::size_of;
 use core::ptr::NonNull;
 use core::time::Duration;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::abi::{
@@ -84,6 +84,8 @@ struct Shared {
     queue: u32,
     zero_copy: bool,
     receives: bool,
+    /// FILL of a socket that only sends, where a driver wants it filled. Nobody works it.
+    _filled: Option<Mutex<FillRing>>,
 }
 
 /// A socket that receives and sends, with its four rings.
@@ -567,8 +569,11 @@ impl SocketBuilder {
         let pair = Pair::new(umem)
             .ok_or_else(|| Error::new(binding(), Cause::OutOfMemory { bytes: umem.size() }))?;
         let mapped = Mapped { raw: raw.clone(), pair, offsets, has_flags };
-        match filled {
-            None => self.bind_with_patience(&*raw, lender.as_deref(), umem)?,
+        let filled = match filled {
+            None => {
+                self.bind_with_patience(&*raw, lender.as_deref(), umem)?;
+                None
+            }
             Some((pool, frames)) => {
                 // SAFETY: a fresh ring, and the only one that is ever made of this mapping.
                 let mut fill =
@@ -578,8 +583,9 @@ impl SocketBuilder {
                     // SAFETY: the socket is not bound, so the kernel takes nothing from FILL.
                     unsafe { fill.withdraw_into(pool) };
                 })?;
+                Some(Mutex::new(fill))
             }
-        }
+        };
         let zero_copy = is_zero_copy(&*raw);
         match self.mode {
             // Only where the mode was inherited can it differ from what was asked.
@@ -595,7 +601,14 @@ impl SocketBuilder {
             ifindex: self.device.index(),
             queue: self.queue,
         });
-        let shared = Shared { raw, device: self.device.clone(), queue: self.queue, zero_copy, receives: rx };
+        let shared = Shared {
+            raw,
+            device: self.device.clone(),
+            queue: self.queue,
+            zero_copy,
+            receives: rx,
+            _filled: filled,
+        };
         Ok((Socket(Arc::new(shared)), mapped))
     }
 
