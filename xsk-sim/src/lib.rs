@@ -46,6 +46,7 @@
 //! | options of `SOL_SOCKET`, but for `SO_ERROR` and `SO_BINDTODEVICE` | `ENOPROTOOPT` |
 //! | maps other than the XSKMAP | `EINVAL` |
 //! | helpers other than `bpf_map_lookup_elem` and `bpf_redirect_map`, atomics, calls between functions | `EINVAL` |
+//! | flags of a program, but for `BPF_F_XDP_HAS_FRAGS` | `EINVAL` |
 //! | pinning | `EOPNOTSUPP` |
 //!
 //! There are no limits of memory, and no rights to lack. An index in a ring that contradicts the
