@@ -141,6 +141,15 @@ impl Sim {
         Arc::new(self.clone())
     }
 
+    /// One of the devices, as a program opens it: in place of `xsk::Device::open`.
+    ///
+    /// # Errors
+    ///
+    /// [`xsk::Cause::NoSuchInterface`].
+    pub fn device(&self, name: &str) -> xsk::Result<xsk::Device> {
+        xsk::Device::open_on(self.kernel(), name)
+    }
+
     /// Puts a packet on the wire to a device. It arrives at a step, on queue 0.
     ///
     /// `ENODEV` for an unknown device, `EMSGSIZE` for a packet that no wire would bring: shorter

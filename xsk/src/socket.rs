@@ -3,7 +3,7 @@
 //! ```
 //! use xsk::{Socket, Umem};
 //! # let sim = xsk_sim::Sim::new();
-//! # let device = xsk::Device::open_on(sim.kernel(), "sim0")?;
+//! # let device = sim.device("sim0")?;
 //! // With a real interface: let device = xsk::Device::open("eth0")?;
 //! let (umem, mut pool) = Umem::builder().frames(256).chunk_size(2048).build()?;
 //! let mut xsk = Socket::builder(&device).queue(0).open(&umem)?;
@@ -532,7 +532,7 @@ impl SocketBuilder {
         // Held throughout: of two threads, one registers the memory and the other shares it.
         let mut members = lock_members(umem);
         members.retain(|m| m.socket.strong_count() > 0);
-        let here = Arc::as_ptr(kernel).cast::<()>().addr();
+        let here = kernel.identity();
         if members.iter().any(|m| m.kernel != here) {
             return Err(Error::new(binding(), Cause::OtherKernel));
         }
