@@ -46,6 +46,7 @@
 //! | options of `SOL_SOCKET`, but for `SO_ERROR` and `SO_BINDTODEVICE` | `ENOPROTOOPT` |
 //! | maps other than the XSKMAP | `EINVAL` |
 //! | helpers other than `bpf_map_lookup_elem` and `bpf_redirect_map`, atomics, calls between functions | `EINVAL` |
+//! | flags of a program, but for `BPF_F_XDP_HAS_FRAGS` | `EINVAL` |
 //! | pinning | `EOPNOTSUPP` |
 //!
 //! There are no limits of memory, and no rights to lack. An index in a ring that contradicts the
@@ -138,6 +139,15 @@ impl Sim {
     /// The kernel, as `xsk` takes it.
     pub fn kernel(&self) -> Arc<dyn Kernel> {
         Arc::new(self.clone())
+    }
+
+    /// One of the devices, as a program opens it: in place of `xsk::Device::open`.
+    ///
+    /// # Errors
+    ///
+    /// [`xsk::Cause::NoSuchInterface`].
+    pub fn device(&self, name: &str) -> xsk::Result<xsk::Device> {
+        xsk::Device::open_on(self.kernel(), name)
     }
 
     /// Puts a packet on the wire to a device. It arrives at a step, on queue 0.

@@ -3,7 +3,7 @@
 //! ```
 //! use xsk::{Socket, Umem};
 //! # let sim = xsk_sim::Sim::new();
-//! # let device = xsk::Device::open_on(sim.kernel(), "sim0")?;
+//! # let device = sim.device("sim0")?;
 //! // With a real interface: let device = xsk::Device::open("eth0")?;
 //! let (umem, mut pool) = Umem::builder().frames(256).chunk_size(2048).build()?;
 //! let mut xsk = Socket::builder(&device).queue(0).open(&umem)?;
@@ -29,7 +29,7 @@ use core::mem::size_of;
 use core::ptr::NonNull;
 use core::time::Duration;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::abi::{
@@ -84,6 +84,8 @@ struct Shared {
     queue: u32,
     zero_copy: bool,
     receives: bool,
+    /// FILL of a socket that only sends, where a driver wants it filled. Nobody works it.
+    _filled: Option<Mutex<FillRing>>,
 }
 
 /// A socket that receives and sends, with its four rings.
@@ -530,7 +532,7 @@ impl SocketBuilder {
         // Held throughout: of two threads, one registers the memory and the other shares it.
         let mut members = lock_members(umem);
         members.retain(|m| m.socket.strong_count() > 0);
-        let here = Arc::as_ptr(kernel).cast::<()>().addr();
+        let here = kernel.identity();
         if members.iter().any(|m| m.kernel != here) {
             return Err(Error::new(binding(), Cause::OtherKernel));
         }
@@ -567,8 +569,11 @@ impl SocketBuilder {
         let pair = Pair::new(umem)
             .ok_or_else(|| Error::new(binding(), Cause::OutOfMemory { bytes: umem.size() }))?;
         let mapped = Mapped { raw: raw.clone(), pair, offsets, has_flags };
-        match filled {
-            None => self.bind_with_patience(&*raw, lender.as_deref(), umem)?,
+        let filled = match filled {
+            None => {
+                self.bind_with_patience(&*raw, lender.as_deref(), umem)?;
+                None
+            }
             Some((pool, frames)) => {
                 // SAFETY: a fresh ring, and the only one that is ever made of this mapping.
                 let mut fill =
@@ -578,8 +583,9 @@ impl SocketBuilder {
                     // SAFETY: the socket is not bound, so the kernel takes nothing from FILL.
                     unsafe { fill.withdraw_into(pool) };
                 })?;
+                Some(Mutex::new(fill))
             }
-        }
+        };
         let zero_copy = is_zero_copy(&*raw);
         match self.mode {
             // Only where the mode was inherited can it differ from what was asked.
@@ -595,7 +601,14 @@ impl SocketBuilder {
             ifindex: self.device.index(),
             queue: self.queue,
         });
-        let shared = Shared { raw, device: self.device.clone(), queue: self.queue, zero_copy, receives: rx };
+        let shared = Shared {
+            raw,
+            device: self.device.clone(),
+            queue: self.queue,
+            zero_copy,
+            receives: rx,
+            _filled: filled,
+        };
         Ok((Socket(Arc::new(shared)), mapped))
     }
 
