@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod demo;
 mod failure;
 mod guard;
+mod info;
+mod manual;
 mod packet;
 mod report;
 mod sample;
@@ -23,7 +26,10 @@ fn main() -> ExitCode {
         Command::Rxdrop(args) => sample::run_rxdrop(args),
         Command::Txonly(args) => sample::run_txonly(args),
         Command::L2fwd(args) => sample::run_l2fwd(args),
-        _ => todo!(),
+        Command::Demo(args) => demo::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Completions(args) => manual::completions(args),
+        Command::Man(args) => manual::man(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -254,11 +254,6 @@ impl Statistics {
         }
     }
 
-    /// Received packets that the socket had no room for.
-    pub(crate) fn lost(&self) -> u64 {
-        self.rx_dropped + self.rx_ring_full.unwrap_or(0)
-    }
-
     /// What was lost, and why.
     fn losses(&self) -> impl Iterator<Item = (u64, &'static str)> {
         let empty = self.rx_fill_ring_empty.unwrap_or(0).min(self.rx_dropped);
