@@ -319,8 +319,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn positive_seconds(text: &str) -> Result<Duration, String> {
-    seconds(text)
-        .and_then(|duration| if duration.is_zero() { Err("must be more than 0".into()) } else { Ok(duration) })
+    seconds(text).and_then(
+        |duration| if duration.is_zero() { Err("must be more than 0".into()) } else { Ok(duration) },
+    )
 }
 
 #[cfg(test)]
@@ -338,7 +339,14 @@ mod tests {
     fn mac_addresses_have_six_bytes() {
         assert_eq!("02:00:5e:Ff:00:01".parse(), Ok(Mac([2, 0, 0x5e, 0xff, 0, 1])));
         assert_eq!("02-00-5e-ff-00-01".parse(), Ok(Mac([2, 0, 0x5e, 0xff, 0, 1])));
-        for wrong in ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "2:0:0:0:0:1", "02:00:00:00:00:0g", "+2:00:00:00:00:01"] {
+        for wrong in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "2:0:0:0:0:1",
+            "02:00:00:00:00:0g",
+            "+2:00:00:00:00:01",
+        ] {
             assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
         }
     }

@@ -225,7 +225,10 @@ mod tests {
 
     #[test]
     fn the_servers_side_of_an_ssh_connection() {
-        assert_eq!(local_address("198.51.100.7 50022 192.0.2.2 22"), Some(Ipv4Addr::new(192, 0, 2, 2).into()));
+        assert_eq!(
+            local_address("198.51.100.7 50022 192.0.2.2 22"),
+            Some(Ipv4Addr::new(192, 0, 2, 2).into())
+        );
         assert_eq!(
             local_address("::ffff:198.51.100.7 50022 ::ffff:192.0.2.2 22"),
             Some(Ipv4Addr::new(192, 0, 2, 2).into())

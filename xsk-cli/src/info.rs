@@ -30,7 +30,11 @@ pub(crate) fn run(args: &cli::Info) -> Result<(), Failure> {
     match &args.interface {
         Some(name) => {
             let interface = Interface::new(&Device::open(name)?.info()?);
-            if args.json { json_line(&interface)? } else { interface.print(&mut anstream::stdout().lock())? }
+            if args.json {
+                json_line(&interface)?
+            } else {
+                interface.print(&mut anstream::stdout().lock())?
+            }
         }
         None => {
             let machine = Machine::new(&*kernel);
@@ -138,7 +142,8 @@ impl Machine {
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let lacking = |needed: &[&'static str]| {
-            let missing: Vec<_> = needed.iter().filter(|name| !self.capabilities.contains(name)).copied().collect();
+            let missing: Vec<_> =
+                needed.iter().filter(|name| !self.capabilities.contains(name)).copied().collect();
             match (self.af_xdp, missing.as_slice()) {
                 (Some(false), _) => (BAD, "no: the kernel was built without CONFIG_XDP_SOCKETS".into()),
                 (_, []) => (GOOD, "yes".into()),
@@ -158,11 +163,16 @@ impl Machine {
                 ("processors", plain(format!("{} ({})", self.cpus, self.architecture))),
                 ("pages", plain(bytes(self.page_size as u64))),
                 ("huge pages", plain(huge)),
-                ("BPF compiler", match self.bpf_jit {
-                    Some(true) => (GOOD, "on".into()),
-                    Some(false) => (BAD, "off: programs are interpreted; sysctl -w net.core.bpf_jit_enable=1".into()),
-                    None => plain("unknown".into()),
-                }),
+                (
+                    "BPF compiler",
+                    match self.bpf_jit {
+                        Some(true) => (GOOD, "on".into()),
+                        Some(false) => {
+                            (BAD, "off: programs are interpreted; sysctl -w net.core.bpf_jit_enable=1".into())
+                        }
+                        None => plain("unknown".into()),
+                    },
+                ),
             ],
         )?;
         section(
@@ -178,11 +188,16 @@ impl Machine {
             out,
             "AF_XDP features",
             self.features.iter().map(|feature| {
-                let answer = if feature.available { (GOOD, "yes".into()) } else { (BAD, format!("no: since Linux {}", feature.since)) };
+                let answer = if feature.available {
+                    (GOOD, "yes".into())
+                } else {
+                    (BAD, format!("no: since Linux {}", feature.since))
+                };
                 (feature.name, answer)
             }),
         )?;
-        let holders = self.holders.iter().map(|it| format!("{} (process {})", it.name, it.pid)).collect::<Vec<_>>();
+        let holders =
+            self.holders.iter().map(|it| format!("{} (process {})", it.name, it.pid)).collect::<Vec<_>>();
         if !holders.is_empty() {
             section(out, "AF_XDP sockets", [("held by", plain(holders.join(", ")))])?;
         }
@@ -279,8 +294,12 @@ impl Interface {
             xdp_features: info.xdp_features().map(|features| {
                 features.iter_names().map(|(name, _)| name.to_lowercase().replace('_', "-")).collect()
             }),
-            rx_metadata: driver.and_then(|it| it.rx_metadata).map(|bits| names(bits, &["timestamp", "hash", "VLAN tag"])),
-            tx_metadata: driver.and_then(|it| it.xsk).map(|bits| names(bits, &["timestamp", "checksum", "launch time"])),
+            rx_metadata: driver
+                .and_then(|it| it.rx_metadata)
+                .map(|bits| names(bits, &["timestamp", "hash", "VLAN tag"])),
+            tx_metadata: driver
+                .and_then(|it| it.xsk)
+                .map(|bits| names(bits, &["timestamp", "checksum", "launch time"])),
             programs: info
                 .programs()
                 .iter()
@@ -362,10 +381,13 @@ impl Interface {
                 ("native", answer(self.native)),
                 ("generic", (GOOD, "yes".into())),
                 ("zero copy", zero_copy),
-                ("driver features", match &self.xdp_features {
-                    Some(features) => or_none(features.join(", ")),
-                    None => (DIM, "unknown: the kernel doesn't tell".into()),
-                }),
+                (
+                    "driver features",
+                    match &self.xdp_features {
+                        Some(features) => or_none(features.join(", ")),
+                        None => (DIM, "unknown: the kernel doesn't tell".into()),
+                    },
+                ),
                 ("RX metadata", list(&self.rx_metadata)),
                 ("TX metadata", list(&self.tx_metadata)),
                 ("programs", or_none(self.programs())),
@@ -380,10 +402,12 @@ fn names(bits: u64, names: &[&'static str]) -> Vec<&'static str> {
 }
 
 fn print_interfaces(interfaces: &[Interface], out: &mut impl Write) -> io::Result<()> {
-    let columns = ["interface", "driver", "state", "MTU", "queues", "native", "zero copy", "carries", "programs"];
+    let columns =
+        ["interface", "driver", "state", "MTU", "queues", "native", "zero copy", "carries", "programs"];
     let right = ["MTU", "queues"];
-    let mut table =
-        Table::new(&columns.map(|name| (name, if right.contains(&name) { Align::Right } else { Align::Left })));
+    let mut table = Table::new(
+        &columns.map(|name| (name, if right.contains(&name) { Align::Right } else { Align::Left })),
+    );
     let answer = |known: Option<bool>| match known {
         Some(true) => (GOOD, "yes".to_owned()),
         Some(false) => (Style::new(), "no".to_owned()),
@@ -427,7 +451,9 @@ mod tests {
 
     #[test]
     fn sizes_have_the_largest_unit_that_divides_them() {
-        for (n, text) in [(4096, "4 KiB"), (2 << 20, "2 MiB"), (3 << 30, "3 GiB"), (8_388_609, "8388609 bytes")] {
+        for (n, text) in
+            [(4096, "4 KiB"), (2 << 20, "2 MiB"), (3 << 30, "3 GiB"), (8_388_609, "8388609 bytes")]
+        {
             assert_eq!(bytes(n), text);
         }
     }

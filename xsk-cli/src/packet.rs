@@ -56,7 +56,8 @@ pub(crate) fn udp(packets: &Packets, own: Option<[u8; 6]>, mtu: u32) -> Result<V
             ));
         }
     };
-    let builder = PacketBuilder::ethernet2(source, packets.dst_mac.0).ip(ip).udp(packets.src_port, packets.dst_port);
+    let builder =
+        PacketBuilder::ethernet2(source, packets.dst_mac.0).ip(ip).udp(packets.src_port, packets.dst_port);
     let headers = builder.size(0);
     let most = mtu + ETHERNET_HEADER;
     if (size as usize) < headers {

@@ -386,7 +386,13 @@ impl Report {
         ] {
             if there {
                 let (pps, bps) = (rate(packets, seconds), rate(bytes * 8, seconds));
-                write!(out, "{:>PACKETS$}{:>RATE$}{:>RATE$}", count(packets), packet_rate(pps), bit_rate(bps))?;
+                write!(
+                    out,
+                    "{:>PACKETS$}{:>RATE$}{:>RATE$}",
+                    count(packets),
+                    packet_rate(pps),
+                    bit_rate(bps)
+                )?;
             }
         }
         let style = if dropped == 0 { Style::new() } else { BAD };
@@ -455,7 +461,8 @@ mod tests {
 
     #[test]
     fn columns_line_up_and_nothing_trails() {
-        let mut table = Table::new(&[("part", Align::Left), ("packets", Align::Right), ("result", Align::Left)]);
+        let mut table =
+            Table::new(&[("part", Align::Left), ("packets", Align::Right), ("result", Align::Left)]);
         for (part, packets, result) in [("rxdrop", "1,000", "ok"), ("tx", "20", "lost")] {
             table.row([part, packets, result].map(|cell| (Style::new(), cell.to_owned())));
         }

@@ -24,7 +24,12 @@ pub(super) struct Wire(Sim);
 
 fn refused(errno: Errno) -> Failure {
     let remedy = "please report it".to_owned();
-    Failure::new("cannot use the simulated wire", errno.to_string(), "It takes every packet that fits.", remedy)
+    Failure::new(
+        "cannot use the simulated wire",
+        errno.to_string(),
+        "It takes every packet that fits.",
+        remedy,
+    )
 }
 
 /// A UDP packet to `HERE`.

@@ -46,7 +46,9 @@ pub(crate) fn run(
         if taken != 0 || completed != 0 {
             continue;
         }
-        // A NIC may hold frames beyond those in FILL, which makes room for more.
+        // Nothing in COMPLETION, or no room in FILL: frames of the pool may have taken it.
+        counts.tx_packets += u64::from(xsk.completion.drain_into(pool));
+        // A NIC holds frames beyond those in FILL, which makes room for more.
         xsk.fill.refill(pool, turn.batch);
         if turn.poll {
             xsk.socket.wait(Interest::Rx, Some(NAP))?;

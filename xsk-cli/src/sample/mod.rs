@@ -176,7 +176,8 @@ pub(crate) fn run_rxdrop(args: &cli::Rxdrop) -> Result<(), Failure> {
     let socket = xsk.socket.clone();
     let run = Run::start("rxdrop", &socket, Some(&program), &args.output)?;
     let turn = Turn { batch: args.rings.batch, poll: args.rings.poll };
-    let measured = run.conduct(|pulse| rxdrop::run(&mut xsk, &mut pool, turn, |counts| pulse.beat(counts)))?;
+    let measured =
+        run.conduct(|pulse| rxdrop::run(&mut xsk, &mut pool, turn, |counts| pulse.beat(counts)))?;
     run.finish(measured, &umem, Some(program))
 }
 
@@ -263,10 +264,7 @@ impl<'a> Run<'a> {
 
     /// Runs a loop on this thread and the watcher on another, until the end is asked for or the loop has
     /// nothing left to do.
-    fn conduct(
-        &self,
-        work: impl FnOnce(&Pulse<'_>) -> xsk::Result<Counts>,
-    ) -> Result<Measured, Failure> {
+    fn conduct(&self, work: impl FnOnce(&Pulse<'_>) -> xsk::Result<Counts>) -> Result<Measured, Failure> {
         let live = Live::default();
         let begin = Instant::now();
         thread::scope(|scope| {

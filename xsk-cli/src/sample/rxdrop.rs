@@ -18,7 +18,6 @@ pub(crate) fn run(
 ) -> Result<Counts> {
     let mut counts = Counts::default();
     while go_on(&counts) {
-        // What FILL has no room for stays in RX until the next turn.
         let taken = xsk.fill.extend(xsk.rx.take(turn.batch), |packet| {
             counts.rx_packets += 1;
             counts.rx_bytes += packet.len() as u64;
@@ -27,7 +26,13 @@ pub(crate) fn run(
         if taken != 0 {
             continue;
         }
-        // A NIC may hold frames beyond those in FILL, which makes room for more.
+        // Nothing in RX, or no room in FILL: frames of the pool may have taken it.
+        for packet in xsk.rx.take(turn.batch) {
+            counts.rx_packets += 1;
+            counts.rx_bytes += packet.len() as u64;
+            pool.put(packet);
+        }
+        // A NIC holds frames beyond those in FILL, which makes room for more.
         xsk.fill.refill(pool, turn.batch);
         if turn.poll {
             xsk.socket.wait(Interest::Rx, Some(NAP))?;
