@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::failure::Failure;
 
@@ -183,8 +183,8 @@ fn ssh_connection_of_ancestors() -> Option<String> {
 fn interface_with(address: IpAddr) -> Option<String> {
     let has_it = |interface: &nix::ifaddrs::InterfaceAddress| {
         interface.address.is_some_and(|it| match address {
-            IpAddr::V4(v4) => it.as_sockaddr_in().is_some_and(|it| Ipv4Addr::from(it.ip()) == v4),
-            IpAddr::V6(v6) => it.as_sockaddr_in6().is_some_and(|it| Ipv6Addr::from(it.ip()) == v6),
+            IpAddr::V4(v4) => it.as_sockaddr_in().is_some_and(|it| it.ip() == v4),
+            IpAddr::V6(v6) => it.as_sockaddr_in6().is_some_and(|it| it.ip() == v6),
         })
     };
     nix::ifaddrs::getifaddrs().ok()?.find(has_it).map(|interface| interface.interface_name)
@@ -199,6 +199,8 @@ fn uppers(interface: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]

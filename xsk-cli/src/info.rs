@@ -31,9 +31,9 @@ pub(crate) fn run(args: &cli::Info) -> Result<(), Failure> {
         Some(name) => {
             let interface = Interface::new(&Device::open(name)?.info()?);
             if args.json {
-                json_line(&interface)?
+                json_line(&interface)?;
             } else {
-                interface.print(&mut anstream::stdout().lock())?
+                interface.print(&mut anstream::stdout().lock())?;
             }
         }
         None => {

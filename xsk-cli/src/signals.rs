@@ -57,8 +57,9 @@ impl Stop {
     pub(crate) fn wait(&self, time: Duration) -> io::Result<()> {
         // A time of 0 would be refused.
         self.waiting.set_read_timeout(Some(time.max(Duration::from_micros(1))))?;
-        match (&self.waiting).read(&mut [0; 16]) {
-            Ok(_) => Ok(()),
+        // Bytes that are left over end the next wait at once, which does no harm.
+        match (&self.waiting).read_exact(&mut [0]) {
+            Ok(()) => Ok(()),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => Ok(()),
                 _ => Err(error),

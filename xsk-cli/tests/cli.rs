@@ -14,12 +14,74 @@ fn xsk(arguments: &[&str]) -> Command {
 
 #[test]
 fn help_names_the_commands() {
-    xsk(&["-h"]).assert().success().stderr_eq("").stdout_eq(str![[""]]);
+    xsk(&["-h"]).assert().success().stderr_eq("").stdout_eq(str![[r#"
+Receive, send and forward packets with AF_XDP
+
+Usage: xsk <COMMAND>
+
+Commands:
+  demo         Show AF_XDP at work, on devices of its own
+  rxdrop       Receive packets and drop them
+  txonly       Send UDP packets as fast as the interface takes them
+  l2fwd        Send every packet back out where it came in, MAC addresses swapped
+  info         Show what this machine and its interfaces can do for AF_XDP
+  completions  Print a completion script for a shell
+  man          Print the man page
+  help         Print this message or the help of the given subcommand(s)
+
+Options:
+  -h, --help     Print help (see more with '--help')
+  -V, --version  Print version
+
+"#]]);
 }
 
 #[test]
 fn help_of_a_sample_is_in_groups() {
-    xsk(&["txonly", "-h"]).assert().success().stderr_eq("").stdout_eq(str![[""]]);
+    xsk(&["txonly", "-h"]).assert().success().stderr_eq("").stdout_eq(str![[r#"
+Send UDP packets as fast as the interface takes them
+
+Usage: xsk txonly [OPTIONS] --interface <IF>
+
+Options:
+  -h, --help  Print help (see more with '--help')
+
+Interface:
+  -i, --interface <IF>  Network interface to use
+  -q, --queue <QUEUE>   Queue of the interface; `xsk info IF` tells how many it has [default: 0]
+      --copy            Have the kernel copy every packet; works everywhere [default: zero copy
+                        where possible]
+      --zero-copy       Have the NIC read and write the packets' memory itself, or fail
+      --take-all        Allow an interface that carries the default route or your SSH connection
+
+Rings:
+  -b, --batch <PACKETS>     Packets that are handled at a time [default: 64]
+  -f, --frame-size <BYTES>  Bytes of a frame, which holds one packet: 2048 or 4096 [default: 4096]
+      --frames <FRAMES>     Frames of the UMEM, the memory that is shared with the kernel [default:
+                            4096]
+      --ring <ENTRIES>      Entries of each ring, a power of two [default: 2048]
+      --poll                Sleep while there is nothing to do; otherwise one CPU is kept busy,
+                            which is faster
+      --no-need-wakeup      Do without the kernel's hints when to wake it
+      --huge-pages          Put the frames on huge pages of 2 MiB, or fail
+
+Packets:
+  -s, --size <BYTES>     Bytes of a packet, from its Ethernet header to its end, without the frame
+                         check sequence [default: 64]
+  -C, --count <PACKETS>  Stop when this many packets are sent
+      --dst-mac <MAC>    Destination MAC address [default: 02:00:00:00:00:01]
+      --src-mac <MAC>    Source MAC address [default: the interface's own]
+      --dst-ip <IP>      Destination IP address, IPv4 or IPv6 [default: 198.18.0.2]
+      --src-ip <IP>      Source IP address, of the same version [default: 198.18.0.1]
+      --dst-port <PORT>  Destination UDP port [default: 9]
+      --src-port <PORT>  Source UDP port [default: 1000]
+
+Output:
+  -d, --duration <SECONDS>  Stop after this time [default: at Ctrl-C]
+  -n, --interval <SECONDS>  Time between two reports; 0 prints the summary alone [default: 1]
+      --json                Print JSON, one object a line; the last one is the summary
+
+"#]]);
 }
 
 #[test]

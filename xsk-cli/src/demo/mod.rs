@@ -46,8 +46,11 @@ trait Stage {
     fn latency(&self, time: Duration) -> Result<Part, Failure>;
 }
 
+/// One of a stage's acts.
+type Act = fn(&dyn Stage, Duration) -> Result<Part, Failure>;
+
 /// The parts, and what is being done meanwhile.
-const PARTS: [(&str, fn(&dyn Stage, Duration) -> Result<Part, Failure>); 4] = [
+const PARTS: [(&str, Act); 4] = [
     ("receiving", |stage, time| stage.rxdrop(time)),
     ("sending", |stage, time| stage.txonly(time)),
     ("forwarding", |stage, time| stage.l2fwd(time)),

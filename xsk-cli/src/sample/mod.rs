@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xsk::socket::{Interest, Sent, SocketBuilder};
+use xsk::socket::{Sent, SocketBuilder};
 use xsk::umem::{PageSize, Pool};
 use xsk::xdp::{AttachMode, DefaultProgram};
 use xsk::{Device, Mode, Socket, TxRing, Umem};
@@ -298,8 +298,8 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
             if now >= next {
-                // A loop that never sleeps makes no call that would tell that the interface is gone.
-                self.socket.wait(Interest::Rx, Some(Duration::ZERO))?;
+                // A loop that only looks at RX makes no call that would tell that the interface is gone.
+                self.socket.wake_rx()?;
                 if reports {
                     let counts = live.read();
                     let current = Interval::at(now, counts, self.socket.statistics()?);
@@ -326,5 +326,84 @@ impl<'a> Run<'a> {
             (Some(failure), _) => Err(failure),
             (None, written) => written.map_err(|error: io::Error| error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xsk_sim::Sim;
+
+    use super::*;
+
+    const PACKET: [u8; 60] = [0; 60];
+    const TURN: Turn = Turn { batch: 8, poll: false };
+
+    /// A UMEM with more frames than FILL holds, and a device that sends queue 0 to whoever enters.
+    fn ground(sim: &Sim) -> (Device, Umem, Pool, DefaultProgram) {
+        let device = sim.device("sim0").unwrap();
+        let (umem, pool) = Umem::builder().frames(64).build().unwrap();
+        let program = DefaultProgram::attach(&device, AttachMode::Best).unwrap();
+        (device, umem, pool, program)
+    }
+
+    fn arrive(sim: &Sim, n: usize) {
+        for _ in 0..n {
+            sim.inject("sim0", &PACKET).unwrap();
+        }
+        sim.run();
+    }
+
+    #[test]
+    fn rxdrop_goes_on_when_fill_is_full() {
+        let sim = Sim::new();
+        let (device, umem, mut pool, program) = ground(&sim);
+        let mut xsk = Socket::builder(&device).ring_size(16).open_rx(&umem).unwrap();
+        program.insert(&xsk.socket).unwrap();
+        xsk.fill.refill(&mut pool, 16);
+        arrive(&sim, 12);
+        // The frames that were taken from FILL are replaced before they are back.
+        assert_eq!(xsk.fill.refill(&mut pool, 16), 12);
+        let counts = rxdrop::run(&mut xsk, &mut pool, TURN, |counts| counts.rx_packets < 12).unwrap();
+        assert_eq!((counts.rx_packets, counts.rx_bytes), (12, 12 * 60));
+        assert_eq!((umem.census().program, umem.census().dropped), (0, 0));
+    }
+
+    #[test]
+    fn l2fwd_goes_on_when_fill_is_full() {
+        let sim = Sim::new();
+        let (device, umem, mut pool, program) = ground(&sim);
+        let mut xsk = Socket::builder(&device).ring_size(16).open(&umem).unwrap();
+        program.insert(&xsk.socket).unwrap();
+        xsk.fill.refill(&mut pool, 16);
+        let mut sent = 0;
+        let counts = l2fwd::run(&mut xsk, &mut pool, TURN, l2fwd::swap_macs, |counts| {
+            if sent < 200 {
+                arrive(&sim, 5);
+                sent += 5;
+            }
+            counts.tx_packets < 200
+        })
+        .unwrap();
+        assert_eq!((counts.rx_packets, counts.tx_packets, counts.tx_unfinished), (200, 200, 0));
+        sim.run();
+        assert_eq!(sim.stack("sim1").unwrap().len(), 200);
+        assert_eq!((umem.census().program, umem.census().dropped), (0, 0));
+    }
+
+    #[test]
+    fn txonly_sends_the_count_and_not_one_more() {
+        let sim = Sim::new();
+        let (device, umem, mut pool, _program) = ground(&sim);
+        let packet: Vec<u8> = (0..60).collect();
+        txonly::prepare(&mut pool, &packet);
+        let mut xsk = Socket::builder(&device).ring_size(16).open_tx(&umem).unwrap();
+        let work = txonly::Work { len: 60, count: Some(1001) };
+        let counts = txonly::run(&mut xsk, &mut pool, TURN, work, |_| true).unwrap();
+        assert_eq!((counts.tx_packets, counts.tx_bytes, counts.tx_unfinished), (1001, 1001 * 60, 0));
+        sim.run();
+        let arrived = sim.stack("sim1").unwrap();
+        assert_eq!(arrived.len(), 1001);
+        assert!(arrived.iter().all(|it| *it == packet));
+        assert_eq!(umem.census().pools, 64);
     }
 }
