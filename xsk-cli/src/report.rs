@@ -309,6 +309,8 @@ pub(crate) fn json_line(value: &impl Serialize) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct Report {
     json: bool,
+    /// Lines at intervals follow, below a heading.
+    intervals: bool,
 }
 
 /// Widths of the columns of interval lines.
@@ -318,8 +320,8 @@ const RATE: usize = 13;
 const DROPPED: usize = 12;
 
 impl Report {
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+    pub(crate) fn new(json: bool, intervals: bool) -> Self {
+        Self { json, intervals }
     }
 
     /// Says what begins, and what stands above the interval lines.
@@ -337,6 +339,9 @@ impl Report {
         writeln!(out, "{HEADING}{command}{HEADING:#} on {interface} queue {queue}: {mode} mode, {program}")?;
         if let Some(error) = fallback {
             writeln!(out, "{DIM}not native: {}{DIM:#}", error.cause())?;
+        }
+        if !self.intervals {
+            return out.flush();
         }
         write!(out, "{HEADING}{:>TIME$}", "time")?;
         for (there, name) in [(start.receives(), "received"), (start.sends(), "sent")] {

@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Failure> {
         let stop = Stop::listen()?;
         let start = Start::new(command, socket, program.map(DefaultProgram::mode));
-        let report = Report::new(output.json);
+        let report = Report::new(output.json, !output.interval.is_zero());
         report.start(&start, program.and_then(|program| program.attachment().fallback()))?;
         Ok(Self { start, socket, output, report, stop })
     }
