@@ -89,6 +89,7 @@ pub(crate) struct Member {
     pub(crate) kernel: usize,
     pub(crate) ifindex: u32,
     pub(crate) queue: u32,
+    pub(crate) zero_copy: bool,
 }
 
 /// What a ring has taken in or given back, for the census.
