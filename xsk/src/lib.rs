@@ -1,4 +1,77 @@
-//! AF_XDP for Rust.
+//! AF_XDP for Rust: raw packets between a Linux program and a network driver, through memory that
+//! both share, with frames that safe code cannot misuse.
+//!
+//! # How AF_XDP works, in six sentences
+//!
+//! A **UMEM** is memory shared with the kernel, cut into chunks; each chunk holds one packet.
+//! A socket is bound to one queue of an interface, and talks to the kernel through four rings.
+//! To receive, the program puts free frames into **FILL**; the kernel writes packets into them and
+//! puts them into **RX**. To send, the program puts packets into **TX**; the kernel sends them and
+//! returns their frames through **COMPLETION**. An **XDP program** on the interface decides, by a
+//! map of sockets called **XSKMAP**, which packets go to which socket; the rest goes on to the
+//! Linux stack. In *copy* mode the kernel copies each packet, on any interface; in *zero copy* the
+//! NIC reads and writes the UMEM itself.
+//!
+//! # The shortest real program
+//!
+//! It sends every packet that arrives back to where it came from.
+//!
+//! ```no_run
+//! use xsk::xdp::{AttachMode, DefaultProgram};
+//! use xsk::{Device, Interest, Socket, Umem};
+//!
+//! fn main() -> xsk::Result<()> {
+//!     let device = Device::open("veth0")?;
+//!     let (umem, mut pool) = Umem::builder().build()?;
+//!     let mut xsk = Socket::builder(&device).open(&umem)?;
+//!     let program = DefaultProgram::attach(&device, AttachMode::Best)?;
+//!     program.insert(&xsk.socket)?;
+//!     xsk.fill.refill(&mut pool, 2048);
+//!     loop {
+//!         xsk.socket.wait(Interest::Rx, None)?;
+//!         xsk.fill.extend_frames(xsk.completion.take(64));
+//!         xsk.tx.extend(xsk.rx.take(64), |mut packet| {
+//!             if let Some((to, from)) = packet.get_mut(..12).map(|macs| macs.split_at_mut(6)) {
+//!                 to.swap_with_slice(from);
+//!             }
+//!             packet
+//!         });
+//!         let _ = xsk.socket.send()?;
+//!     }
+//! }
+//! ```
+//!
+//! The same on a simulated kernel, with no privilege and no interface: take the device from the
+//! crate `xsk-sim` instead, and nothing else changes. All examples of this documentation run so.
+//!
+//! # The map
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`socket`] | one AF_XDP socket: build, bind, wake, wait, statistics |
+//! | [`rings`] | its four rings, typed: frames and packets in, frames and packets out |
+//! | [`xdp`] | XDP programs, the XSKMAP, attaching |
+//! | [`device`] | interfaces: queues, features, what is attached |
+//! | [`umem`] | the memory, its frames, and who owns each |
+//! | [`ring`] | single-producer single-consumer rings over shared memory |
+//! | [`error`] | what went wrong, why, and what to do |
+//! | [`kernel`] | the contract that a kernel fulfils: Linux here, the simulated one in `xsk-sim` |
+//! | [`abi`] | the kernel's interface as data |
+//!
+//! # What is promised
+//!
+//! - A [`Frame`] or [`Packet`] is the only owner of its bytes. Safe code cannot put a frame into two
+//!   rings, give it to a ring of another UMEM, read one that the kernel has, or outlive the memory.
+//! - What the kernel hands back is checked before it becomes a frame. See [`umem`] for the ledger,
+//!   which also catches a kernel that gives a frame twice.
+//! - Where every frame is can be counted at any time: [`Umem::census`].
+//! - The data path allocates nothing, takes no lock and makes no system call that it need not.
+//! - An [`Error`] has a typed cause, and says why and what to do.
+//!
+//! Linux 5.9 or later is needed to attach the programs (BPF links), and 5.10 to share a UMEM
+//! between queues. Receiving needs `CAP_NET_RAW`, `CAP_NET_ADMIN` and `CAP_BPF`; sending alone
+//! needs `CAP_NET_RAW`.
+
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
@@ -19,6 +92,6 @@ pub mod xdp;
 
 pub use device::Device;
 pub use error::{Cause, Error, Result};
-pub use rings::{CompletionRing, FillRing, RxRing, TxRing};
-pub use socket::{Mode, Socket};
+pub use rings::{CompletionRing, FillRing, PushError, RxRing, TxRing};
+pub use socket::{Interest, Mode, Sent, Socket};
 pub use umem::{Frame, Packet, Pool, Umem};

@@ -84,15 +84,16 @@ impl Socket {
 // against the memory that it was given.
 unsafe impl RawSocket for Socket {
     /// A registration beyond `memory` is `EFAULT`, before the kernel sees it: the kernel would let
-    /// packets be written to any memory of the process. One that wraps around the address space is
-    /// the kernel's to refuse.
+    /// packets be written to any memory of the process. One that starts inside a page or wraps
+    /// around the address space is the kernel's to refuse.
     fn register_umem(&self, registration: &UmemReg, optlen: usize, memory: &Mapping) -> Result<(), Errno> {
-        let start = memory.base().as_ptr().addr() as u64;
+        let start = memory.base().as_ptr().expose_provenance() as u64;
         let end = start + memory.len() as u64;
-        if let Some(last) = registration.addr.checked_add(registration.len) {
-            if registration.addr < start || last > end {
-                return Err(Errno::FAULT);
-            }
+        if let Some(last) = registration.addr.checked_add(registration.len)
+            && registration.addr.is_multiple_of(page_size() as u64)
+            && (registration.addr < start || last > end)
+        {
+            return Err(Errno::FAULT);
         }
         if i32::try_from(optlen).is_err() {
             return Err(Errno::INVAL);
