@@ -6,7 +6,7 @@ mod common;
 
 use std::any::Any;
 use std::collections::HashSet;
-use std::mem::forget;
+use std::mem::{ManuallyDrop, forget};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Barrier, Weak};
 
@@ -259,12 +259,15 @@ fn a_forgotten_frame_keeps_the_memory() {
 fn a_forgotten_pool_keeps_its_frames_and_the_memory() {
     let (umem, pool) = umem(2, true);
     let memory = watch(&umem);
-    forget(pool);
+    let mut pool = ManuallyDrop::new(pool);
     assert_all_home(&umem);
     // SAFETY: no kernel had this UMEM.
     assert_eq!(unsafe { umem.reclaim() }, 0);
     drop(umem);
     assert!(memory.upgrade().is_some());
+    // SAFETY: once, and it is not used again.
+    unsafe { ManuallyDrop::drop(&mut pool) };
+    assert!(memory.upgrade().is_none());
 }
 
 #[test]

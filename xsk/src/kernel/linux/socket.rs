@@ -160,6 +160,7 @@ unsafe impl RawSocket for Socket {
     fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno> {
         // A timeout beyond what the kernel can count, 2^63 s, is for ever.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        // The bits are signed or not by rustix's backend.
         let mut fds = [PollFd::new(&self.fd, PollFlags::from_bits_retain(events as _))];
         poll(&mut fds, timeout.as_ref())?;
         Ok(fds[0].revents().bits() as i16)
