@@ -26,13 +26,13 @@ mod pool;
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use crate::abi::{RingKind, XDP_PACKET_HEADROOM, XDP_UMEM_MIN_CHUNK_SIZE};
 use crate::error::{Cause, Doing, Error};
 use crate::kernel::{Mapping, RawSocket};
 use crate::ring::RingMemory;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard};
 use ledger::{Book, Ledger, MAX_PAIRS, States};
 
 pub(crate) use frame::{Facts, Wrong};
@@ -70,17 +70,18 @@ pub(crate) struct Core {
     depot: Mutex<Vec<Frame>>,
     /// The lengths of the pools there are.
     pools: Mutex<Vec<Arc<AtomicU32>>>,
-    /// The rings there are.
-    rings: Mutex<Vec<Account>>,
+    rings: Mutex<Accounts>,
     /// Pairs of FILL and COMPLETION rings, by number; true where in use.
     pairs: Mutex<Vec<bool>>,
     /// Frames that rings which are gone had taken in and not given back, modulo 2^32.
     retired: AtomicU32,
     faults: FaultCounters,
+    /// Entries that guards held which were forgotten.
+    forgotten: AtomicU32,
     dropped: AtomicU64,
     orphaned: AtomicBool,
     /// Sockets that have this UMEM: one of them lends it to the next.
-    pub(crate) members: Mutex<Vec<Member>>,
+    pub(crate) members: std::sync::Mutex<Vec<Member>>,
 }
 
 /// A bound socket that has the UMEM.
@@ -92,9 +93,20 @@ pub(crate) struct Member {
     pub(crate) zero_copy: bool,
 }
 
-/// What a ring has taken in or given back, for the census.
+/// The accounts of the rings, for the census.
+#[derive(Default)]
+struct Accounts {
+    /// The rings there are.
+    open: Vec<Account>,
+    /// By pair: what rings that are gone took in and did not give back, while another ring of the
+    /// pair is there to give it back.
+    closed: Vec<(u16, u32)>,
+}
+
+/// What a ring has taken in or given back.
 struct Account {
     id: usize,
+    pair: u16,
     kind: RingKind,
     /// The published index of the program's side, minus where it started.
     view: Box<dyn RingView>,
@@ -119,13 +131,22 @@ impl<T: Copy + Send> RingView for RingMemory<T> {
 }
 
 impl Account {
-    /// Frames that went into this ring (FILL, TX) or came out of it (RX, COMPLETION).
-    fn passed(&self) -> u32 {
-        let index = match self.kind {
+    /// Frames that went into this ring (FILL, TX), less those that came out of it (RX, COMPLETION),
+    /// when the program's side stands at `index`; modulo 2^32.
+    fn lent(&self, index: u32) -> u32 {
+        let passed = index.wrapping_sub(self.start);
+        match self.kind {
+            RingKind::Fill | RingKind::Tx => passed,
+            RingKind::Rx | RingKind::Completion => self.refused.load(Relaxed).wrapping_sub(passed),
+        }
+    }
+
+    /// The program's side, as published.
+    fn index(&self) -> u32 {
+        match self.kind {
             RingKind::Fill | RingKind::Tx => self.view.producer(),
             RingKind::Rx | RingKind::Completion => self.view.consumer(),
-        };
-        index.wrapping_sub(self.start)
+        }
     }
 
     fn inside(&self) -> u32 {
@@ -173,7 +194,8 @@ impl Faults {
 /// Where every chunk of a UMEM is, in frames.
 ///
 /// Rings are counted as published, so a census is exact when no batch is open and the kernel is at
-/// rest, and close to it at any other time.
+/// rest, and close to it at any other time. A guard that is forgotten leaves its batch open until
+/// the next one of its ring; frames that are lost with it count as the program's for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Census {
@@ -197,8 +219,11 @@ pub struct Census {
     pub retired: u32,
     /// In the program's hands, as frames and packets: what is not elsewhere.
     pub program: i64,
-    /// Frames that the ledger says the program owns; it must equal pools + depot + program.
+    /// Frames that the ledger says the program owns: pools + depot + program, less those that were
+    /// lost with a forgotten guard of RX or COMPLETION.
     pub ledger_held: Option<u32>,
+    /// Entries of RX and COMPLETION in guards that were forgotten: so many frames at most are lost.
+    pub forgotten: u32,
     /// Frames and packets that were dropped instead of being put into a pool, since the start.
     pub dropped: u64,
     /// What the kernel handed back and was refused.
@@ -216,7 +241,7 @@ impl Census {
         }
         let held = i64::from(self.pools) + i64::from(self.depot) + self.program;
         match self.ledger_held {
-            Some(ledger) if i64::from(ledger) != held => {
+            Some(ledger) if !(0..=i64::from(self.forgotten)).contains(&(held - i64::from(ledger))) => {
                 Some(format!("the ledger has {ledger} frames with the program, the census {held}: {self:?}"))
             }
             _ => None,
@@ -252,6 +277,11 @@ impl Umem {
     /// Bytes of memory.
     pub fn size(&self) -> u64 {
         self.core().facts.size
+    }
+
+    /// The memory: what a kernel registers. Reaching into it is unsafe, as its frames own it.
+    pub fn memory(&self) -> &Mapping {
+        self.core().memory()
     }
 
     /// The pages that were asked for.
@@ -363,7 +393,7 @@ impl Umem {
         let rings = rings.unwrap_or_else(PoisonError::into_inner);
         let mut depot = core.depot();
         let retired = core.retired.load(Acquire);
-        if !rings.is_empty()
+        if !rings.open.is_empty()
             || !pools.is_empty()
             || depot.len() as u64 + u64::from(retired) != core.total.into()
         {
@@ -447,21 +477,14 @@ impl Core {
 
     fn census(&self) -> Census {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let inside =
-            |kind| rings.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add);
+        let inside = |kind| {
+            rings.open.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add)
+        };
         let (fill, tx) = (inside(RingKind::Fill), inside(RingKind::Tx));
         let (rx, completion) = (inside(RingKind::Rx), inside(RingKind::Completion));
         // In the kernel's hands in any way, modulo 2^32; a small negative number if it gave too much.
-        let mut lent = 0u32;
-        for account in rings.iter() {
-            let passed = account.passed();
-            lent = match account.kind {
-                RingKind::Fill | RingKind::Tx => lent.wrapping_add(passed),
-                RingKind::Rx | RingKind::Completion => {
-                    lent.wrapping_sub(passed).wrapping_add(account.refused.load(Relaxed))
-                }
-            };
-        }
+        let open = rings.open.iter().map(|account| account.lent(account.index()));
+        let lent = open.chain(rings.closed.iter().map(|c| c.1)).fold(0, u32::wrapping_add);
         drop(rings);
         let lent = i64::from(lent as i32);
         let in_rings = i64::from(fill) + i64::from(tx) + i64::from(rx) + i64::from(completion);
@@ -484,6 +507,7 @@ impl Core {
                 - i64::from(retired as i32)
                 - lent,
             ledger_held: self.book.as_ref().map(Book::held),
+            forgotten: self.forgotten.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
             faults: self.faults.read(),
         }
@@ -492,29 +516,33 @@ impl Core {
     /// Enters a ring into the accounts; the number takes it out again.
     fn open_account<T: Copy + Send + 'static>(
         &self,
+        pair: u16,
         kind: RingKind,
         memory: &RingMemory<T>,
         start: u32,
         refused: Arc<AtomicU32>,
     ) -> usize {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = rings.iter().map(|a| a.id + 1).max().unwrap_or(0);
-        rings.push(Account { id, kind, view: Box::new(memory.clone()), start, refused });
+        let id = rings.open.iter().map(|a| a.id + 1).max().unwrap_or(0);
+        rings.open.push(Account { id, pair, kind, view: Box::new(memory.clone()), start, refused });
         id
     }
 
-    /// Takes a ring out of the accounts: what it took in and never gave back is retired.
+    /// Takes a ring out of the accounts. With the last of its pair, what the pair's rings took in
+    /// and never gave back is retired.
     fn close_account(&self, id: usize, index: u32) {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = rings.iter().position(|a| a.id == id) else { return };
-        let account = rings.swap_remove(at);
-        let passed = index.wrapping_sub(account.start);
-        match account.kind {
-            RingKind::Fill | RingKind::Tx => self.retired.fetch_add(passed, AcqRel),
-            RingKind::Rx | RingKind::Completion => {
-                self.retired.fetch_sub(passed.wrapping_sub(account.refused.load(Relaxed)), AcqRel)
-            }
-        };
+        let Some(at) = rings.open.iter().position(|a| a.id == id) else { return };
+        let account = rings.open.swap_remove(at);
+        let (pair, mut lent) = (account.pair, account.lent(index));
+        if let Some(at) = rings.closed.iter().position(|c| c.0 == pair) {
+            lent = lent.wrapping_add(rings.closed.swap_remove(at).1);
+        }
+        if rings.open.iter().any(|a| a.pair == pair) {
+            rings.closed.push((pair, lent));
+        } else {
+            self.retired.fetch_add(lent, AcqRel);
+        }
     }
 }
 
@@ -604,12 +632,20 @@ impl Ledgered {
         start: u32,
     ) -> Self {
         let refused = Arc::new(AtomicU32::new(0));
-        let id = pair.umem.core().open_account(kind, memory, start, refused.clone());
+        let id = pair.umem.core().open_account(pair.number, kind, memory, start, refused.clone());
         Self { pair: pair.clone(), refused, id }
     }
 
     pub(crate) fn close(&self, index: u32) {
         self.pair.umem.core().close_account(self.id, index);
+    }
+
+    /// Counts the entries of a guard that was forgotten.
+    #[inline(always)]
+    pub(crate) fn settle(&self, lost: u32) {
+        if lost != 0 {
+            self.pair.umem.core().forgotten.fetch_add(lost, Relaxed);
+        }
     }
 
     /// An entry came out of the ring and is none: count it, so that the sums stay true.
@@ -731,7 +767,7 @@ impl UmemBuilder {
                 return Err(Error::with_errno(doing, cause, errno));
             }
         };
-        // SAFETY: the memory was just made for this UMEM alone.
+        // SAFETY: the memory was just made, zeroed, for this UMEM alone.
         Ok(unsafe { self.over(memory, got) })
     }
 
@@ -781,9 +817,10 @@ impl UmemBuilder {
             pairs: Mutex::default(),
             retired: AtomicU32::new(0),
             faults: FaultCounters::default(),
+            forgotten: AtomicU32::new(0),
             dropped: AtomicU64::new(0),
             orphaned: AtomicBool::new(false),
-            members: Mutex::default(),
+            members: std::sync::Mutex::default(),
         });
         home::enter(&core);
         let umem = Umem(Arc::new(Handle { core }));
