@@ -78,6 +78,8 @@ mod socket;
 mod state;
 #[allow(unsafe_code)]
 mod umem;
+#[allow(unsafe_code)]
+pub mod wrap;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
