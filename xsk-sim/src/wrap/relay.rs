@@ -93,10 +93,10 @@ impl Relays {
     /// Moves the index that the program believes to be the kernel's, if entries have moved.
     pub(super) fn go_wild(&mut self, ring: RingKind, ahead: u32) {
         match ring {
-            RingKind::Fill => self.fill.as_mut().map(|relay| relay.go_wild(ring, ahead)),
-            RingKind::Rx => self.rx.as_mut().map(|relay| relay.go_wild(ring, ahead)),
-            RingKind::Tx => self.tx.as_mut().map(|relay| relay.go_wild(ring, ahead)),
-            RingKind::Completion => self.completion.as_mut().map(|relay| relay.go_wild(ring, ahead)),
+            RingKind::Fill => self.fill.as_mut().map(|relay| relay.go_wild(ahead)),
+            RingKind::Rx => self.rx.as_mut().map(|relay| relay.go_wild(ahead)),
+            RingKind::Tx => self.tx.as_mut().map(|relay| relay.go_wild(ahead)),
+            RingKind::Completion => self.completion.as_mut().map(|relay| relay.go_wild(ahead)),
         };
     }
 }
@@ -114,6 +114,8 @@ pub(super) struct Relay<T> {
     owed: VecDeque<u32>,
     /// The index up to which `from` is free.
     released: u32,
+    /// The kernel is the one that reads.
+    to_kernel: bool,
     /// Something was carried since an index was last made wild.
     moved: bool,
     pages: Arc<ProgramPages>,
@@ -219,16 +221,15 @@ impl<T: Relayed> Relay<T> {
         program.set_flags(kernel.flags());
         // SAFETY: nobody has seen the program's memory yet, and it is empty. Each side of each ring is
         // worked by its party alone: the relay is the other party's, and there is one relay a ring.
+        let to_kernel = matches!(kind, RingKind::Fill | RingKind::Tx);
         let (from, to) = unsafe {
             program.set_producer(start);
             program.set_consumer(start);
-            match kind {
-                RingKind::Fill | RingKind::Tx => (Consumer::new(program), Producer::new(kernel)),
-                RingKind::Rx | RingKind::Completion => (Consumer::new(kernel), Producer::new(program)),
-            }
+            let (from, to) = if to_kernel { (program, kernel) } else { (kernel, program) };
+            (Consumer::new(from), Producer::new(to))
         };
         let (waiting, owed) = (VecDeque::new(), VecDeque::new());
-        Ok(Self { from, to, waiting, owed, released: start, moved: false, pages })
+        Ok(Self { from, to, waiting, owed, released: start, to_kernel, moved: false, pages })
     }
 
     /// Carries what there is and what there is room for; returns how many entries were invalid,
@@ -238,21 +239,25 @@ impl<T: Relayed> Relay<T> {
         while self.from.available() != 0 {
             let mut batch = self.from.take(u32::MAX);
             for entry in &mut batch {
-                let mut altered = alter(entry.into_descriptor());
-                // The last of them releases the entry.
-                let last = match altered.pop() {
-                    Some(Altered::Entry(entry)) => Ok(T::from_descriptor(entry)),
-                    Some(Altered::Invalid) => Err(Nothing::Invalid),
-                    None => Err(Nothing::Lost),
-                };
-                self.waiting.extend(altered.into_iter().map(|altered| Waiting {
-                    entry: match altered {
+                let mut altered: Vec<_> = alter(entry.into_descriptor())
+                    .into_iter()
+                    .map(|altered| match altered {
                         Altered::Entry(entry) => Ok(T::from_descriptor(entry)),
                         Altered::Invalid => Err(Nothing::Invalid),
-                    },
-                    releases: 0,
-                }));
-                self.waiting.push_back(Waiting { entry: last, releases: 1 });
+                    })
+                    .collect();
+                if altered.is_empty() {
+                    altered.push(Err(Nothing::Lost));
+                }
+                // A kernel that takes an entry several times has taken it at the first; one that
+                // gives it several times waits for the program to take the last.
+                let releasing = if self.to_kernel { 0 } else { altered.len() - 1 };
+                self.waiting.extend(
+                    altered
+                        .into_iter()
+                        .enumerate()
+                        .map(|(i, entry)| Waiting { entry, releases: u32::from(i == releasing) }),
+                );
             }
             // Not released: that is done when they were taken at the other end.
             core::mem::forget(batch);
@@ -305,7 +310,7 @@ impl<T: Relayed> Relay<T> {
         self.to.memory().filled() == Some(0)
     }
 
-    fn go_wild(&mut self, ring: RingKind, ahead: u32) {
+    fn go_wild(&mut self, ahead: u32) {
         if !core::mem::take(&mut self.moved) {
             return;
         }
@@ -313,13 +318,10 @@ impl<T: Relayed> Relay<T> {
         // something was not taken, is on whoever asked for this. No memory of the relay's is at
         // stake: it reads entries up to the writer's index before it moves its own.
         unsafe {
-            match ring {
-                RingKind::Rx | RingKind::Completion => {
-                    self.to.memory().set_producer(self.to.index().wrapping_add(ahead));
-                }
-                RingKind::Fill | RingKind::Tx => {
-                    self.from.memory().set_consumer(self.released.wrapping_add(ahead));
-                }
+            if self.to_kernel {
+                self.from.memory().set_consumer(self.released.wrapping_add(ahead));
+            } else {
+                self.to.memory().set_producer(self.to.index().wrapping_add(ahead));
             }
         }
     }

@@ -16,6 +16,7 @@ pub const CHUNK: u32 = 2048;
 /// A packet that a device takes.
 pub const PACKET: [u8; 60] = [7; 60];
 
+#[derive(Debug)]
 /// A socket on `sim0` that receives and sends, on a wrapped kernel.
 pub struct Bed {
     pub xsk: RxTx,
@@ -30,6 +31,7 @@ pub struct Bed {
 }
 
 /// What a program can hold.
+#[derive(Debug)]
 pub enum Held {
     Frame(Frame),
     Packet(Packet),
@@ -174,11 +176,19 @@ impl Bed {
         self.pool.extend(held.into_iter().map(Frame::from));
     }
 
-    /// Another socket in place of this one. Frames that it had in FILL, TX or the kernel are lost.
-    pub fn reopen(self) -> Self {
-        let Self { xsk, program, pool, umem, device, wrapper, sim, base } = self;
+    /// Another socket in place of this one. Frames that it had in FILL, TX or the kernel are lost;
+    /// or they are reclaimed.
+    pub fn reopen(self, reclaim: bool) -> Self {
+        let Self { xsk, program, mut pool, umem, device, wrapper, sim, base } = self;
         drop(xsk);
         sim.run();
+        if reclaim {
+            drop(pool);
+            // SAFETY: the simulated kernel has released the only socket of this UMEM.
+            unsafe { umem.reclaim() };
+            pool = umem.pool();
+            pool.fetch(usize::MAX);
+        }
         let xsk = Socket::builder(&device).ring_size(16).open(&umem).unwrap();
         program.insert(&xsk.socket).unwrap();
         Self { xsk, program, pool, umem, device, wrapper, sim, base }

@@ -195,7 +195,8 @@ pub struct Census {
     pub rx: u32,
     /// In COMPLETION rings, not yet taken by the program.
     pub completion: u32,
-    /// In the kernel's hands, between two rings.
+    /// In the kernel's hands, between two rings. Negative when a kernel gave back more than it had
+    /// taken: until the program has looked at it, where the ledger is on.
     pub kernel: i64,
     /// Left with the kernel by sockets that are gone.
     pub retired: u32,
@@ -216,7 +217,10 @@ impl Census {
             return Some(format!("{} frames more than there are chunks: {self:?}", -self.program));
         }
         if self.kernel < 0 {
-            return Some(format!("the kernel gave back {} frames that it never had: {self:?}", -self.kernel));
+            return Some(format!(
+                "the kernel gave back {} frames that it had not taken: {self:?}",
+                -self.kernel
+            ));
         }
         let held = i64::from(self.pools) + i64::from(self.depot) + self.program;
         match self.ledger_held {
