@@ -52,6 +52,10 @@
 //! ring's size shows the kernel nothing; Linux would read stale entries. There is no verifier:
 //! what it would refuse to load aborts here when it happens (`XDP_ABORTED`).
 //!
+//! # Other kernels
+//!
+//! Older kernels, and kernels that break their promises, are played by a wrapper: see [`wrap`].
+//!
 //! # Example
 //!
 //! ```

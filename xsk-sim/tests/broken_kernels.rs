@@ -205,6 +205,30 @@ fn a_wild_index_shows_no_frame_twice() {
 }
 
 #[test]
+fn an_index_that_no_ring_can_have_shows_nothing_and_hides_nothing_for_good() {
+    for (ledger, ahead) in [17, 1 << 31, u32::MAX].into_iter().flat_map(|a| [(true, a), (false, a)]) {
+        let wrap = |wrapper: Builder| {
+            // SAFETY: such an index shows no entry at all.
+            unsafe { wrapper.wild_index(RingKind::Rx, ahead).wild_index(RingKind::Completion, ahead) }
+        };
+        let mut bed = Bed::new(wrap, ledger);
+        bed.xsk.fill.refill(&mut bed.pool, 2);
+        bed.transmit(1);
+        bed.wrapper.pump();
+        bed.sim.inject("sim0", &PACKET).unwrap();
+        bed.sim.run();
+        bed.wrapper.pump();
+        assert_eq!(bed.xsk.rx.available(), 0, "{ahead}");
+        assert_eq!(bed.umem.census().contradiction(), None, "{ahead}");
+        let held = bed.take_all();
+        assert_eq!(held.len(), 2, "{ahead}");
+        let census = bed.assert_unique(&held);
+        assert_eq!((census.contradiction(), census.faults.total()), (None, 0), "{ahead}");
+        bed.close(held);
+    }
+}
+
+#[test]
 fn a_wild_index_shows_no_bytes_outside_a_chunk_without_the_ledger() {
     for (ring, ahead) in RINGS.into_iter().flat_map(|ring| AHEAD.map(|ahead| (ring, ahead))) {
         // SAFETY: nothing here writes to a frame that was had from the kernel, or reads its bytes.
@@ -233,6 +257,27 @@ fn frames_that_are_there_twice_without_the_ledger_end_without_harm() {
         assert_eq!(unsafe { umem.reclaim() }, 0, "it can't be told which frames are lost");
         umem.census();
     }
+}
+
+#[test]
+fn nothing_is_reclaimed_where_one_frame_is_there_twice_and_another_lost() {
+    let mut seen = 0;
+    let tamper = move |entry: Descriptor, _: &UmemReg| {
+        seen += 1;
+        if seen == 1 { vec![entry, entry] } else { Vec::new() }
+    };
+    // SAFETY: nothing here touches the bytes of a frame that was had from the kernel.
+    let mut bed = Bed::new(|wrapper| unsafe { wrapper.tamper(RingKind::Completion, tamper) }, false);
+    bed.transmit(2);
+    let held = bed.take_all();
+    assert_eq!(held.len(), 2);
+    assert_eq!(held[0].index(&bed.umem), held[1].index(&bed.umem));
+    let umem = bed.umem.clone();
+    drop((bed, held));
+    assert_eq!(umem.census().contradiction(), None, "the numbers add up");
+    // SAFETY: the kernel is gone.
+    assert_eq!(unsafe { umem.reclaim() }, 0);
+    assert_eq!(umem.census().depot, FRAMES, "no frame was made of the lost one");
 }
 
 /// A small generator of random numbers (xorshift64*).
