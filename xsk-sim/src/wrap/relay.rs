@@ -219,9 +219,9 @@ impl<T: Relayed> Relay<T> {
         };
         let start = kernel.consumer();
         program.set_flags(kernel.flags());
+        let to_kernel = matches!(kind, RingKind::Fill | RingKind::Tx);
         // SAFETY: nobody has seen the program's memory yet, and it is empty. Each side of each ring is
         // worked by its party alone: the relay is the other party's, and there is one relay a ring.
-        let to_kernel = matches!(kind, RingKind::Fill | RingKind::Tx);
         let (from, to) = unsafe {
             program.set_producer(start);
             program.set_consumer(start);
@@ -282,7 +282,7 @@ impl<T: Relayed> Relay<T> {
     }
 
     /// Gives every entry that has been taken at its end back to where it came from, and makes the
-    /// indices true again.
+    /// indices and flags true again.
     pub(super) fn settle(&mut self) {
         let to = self.to.memory().clone();
         let beyond = to.consumer().wrapping_sub(self.to.index());
@@ -303,6 +303,9 @@ impl<T: Relayed> Relay<T> {
         }
         // SAFETY: the entries up to there were taken by `from`, which has copied them.
         unsafe { self.from.memory().set_consumer(self.released) };
+        if self.to_kernel {
+            self.from.memory().set_flags(to.flags());
+        }
     }
 
     /// Whether nothing that was carried is left to be taken.
