@@ -129,7 +129,9 @@ pub struct TxOnly {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "after anything but `Done` something is left in TX"]
 pub enum Sent {
-    /// The kernel took all that was in TX, or has it under way.
+    /// The kernel took all that was in TX, or has it under way. Two exceptions show in
+    /// [`TxRing::pending`]: in copy mode every kernel stops at an invalid descriptor, and older ones
+    /// also where COMPLETION is full, without a word.
     Done,
     /// Something is left in TX: take frames from COMPLETION, and send again. In copy mode a send
     /// transmits 32 packets at most unless the budget was raised.

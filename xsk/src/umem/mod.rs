@@ -119,6 +119,7 @@ struct Account {
 trait RingView: Send + Sync {
     fn producer(&self) -> u32;
     fn consumer(&self) -> u32;
+    fn filled(&self) -> Option<u32>;
 }
 
 impl<T: Copy + Send> RingView for RingMemory<T> {
@@ -127,6 +128,9 @@ impl<T: Copy + Send> RingView for RingMemory<T> {
     }
     fn consumer(&self) -> u32 {
         RingMemory::consumer(self)
+    }
+    fn filled(&self) -> Option<u32> {
+        RingMemory::filled(self)
     }
 }
 
@@ -149,9 +153,10 @@ impl Account {
         }
     }
 
+    /// Entries in the ring. Of one whose indices contradict each other the program takes nothing,
+    /// so it counts as empty.
     fn inside(&self) -> u32 {
-        let consumer = self.view.consumer();
-        self.view.producer().wrapping_sub(consumer)
+        self.view.filled().unwrap_or(0)
     }
 }
 
@@ -213,7 +218,8 @@ pub struct Census {
     pub rx: u32,
     /// In COMPLETION rings, not yet taken by the program.
     pub completion: u32,
-    /// In the kernel's hands, between two rings.
+    /// In the kernel's hands, between two rings. Negative when a kernel gave back more than it had
+    /// taken: until the program has looked at it, where the ledger is on.
     pub kernel: i64,
     /// Left with the kernel by sockets that are gone.
     pub retired: u32,
@@ -237,7 +243,10 @@ impl Census {
             return Some(format!("{} frames more than there are chunks: {self:?}", -self.program));
         }
         if self.kernel < 0 {
-            return Some(format!("the kernel gave back {} frames that it never had: {self:?}", -self.kernel));
+            return Some(format!(
+                "the kernel gave back {} frames that it had not taken: {self:?}",
+                -self.kernel
+            ));
         }
         let held = i64::from(self.pools) + i64::from(self.depot) + self.program;
         match self.ledger_held {
@@ -381,7 +390,8 @@ impl Umem {
     /// A socket that closes keeps what it had in FILL, TX or in flight, and a kernel may lose a
     /// frame for good (those before July 2026 never complete an invalid descriptor). This takes
     /// them back. Returns how many came home: 0 while any ring or pool of this UMEM still exists,
-    /// or a frame is in the program's hands, because then it can't be told which are lost.
+    /// or a frame is in the program's hands, because then it can't be told which are lost; and 0
+    /// when a kernel gave a frame back twice with the ledger off.
     ///
     /// # Safety
     ///
@@ -405,6 +415,10 @@ impl Umem {
             if let Some(offset) = core.facts.offset(frame) {
                 at_home[(offset / chunk) as usize] = true;
             }
+        }
+        if at_home.iter().filter(|home| !**home).count() != retired as usize {
+            // A kernel gave one back twice, and no ledger noticed.
+            return 0;
         }
         for (number, _) in at_home.iter().enumerate().filter(|(_, home)| !**home) {
             if let Some(book) = &core.book {
@@ -609,7 +623,12 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        let mut pairs = self.umem.core().pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let core = self.umem.core();
+        // What the pair's rings never gave back must not come out of the next pair of this number.
+        if let Some(book) = &core.book {
+            book.lose(self.states());
+        }
+        let mut pairs = core.pairs.lock().unwrap_or_else(PoisonError::into_inner);
         pairs[self.number as usize] = false;
     }
 }
