@@ -66,7 +66,7 @@ impl Book {
 
     /// The rings of a pair are gone: what they had is lost.
     pub(crate) fn lose(&self, pair: States) {
-        for state in &self.states {
+        for state in self.states.iter() {
             let lent = state.load(Relaxed);
             if lent == pair.fill || lent == pair.tx {
                 // A plain store: only the pair's rings could end these states.
