@@ -33,6 +33,11 @@ impl Kernel for Sim {
     fn name(&self) -> &'static str {
         "sim"
     }
+
+    /// Where its state is: all handles of one simulated kernel have the same.
+    fn id(&self) -> usize {
+        std::sync::Arc::as_ptr(&self.state).addr()
+    }
 }
 
 // SAFETY: see `SimSocket`.

@@ -44,6 +44,11 @@ impl Kernel for Linux {
     fn name(&self) -> &'static str {
         "linux"
     }
+
+    /// 0, where nothing else can be: there is one Linux kernel.
+    fn id(&self) -> usize {
+        0
+    }
 }
 
 /// What a call of the C library returned, or the errno that it left.
