@@ -737,6 +737,7 @@ fn umem_registrations_row_by_row() {
         let metadata = UmemFlags::TX_METADATA_LEN.bits();
         let (ok, invalid) = (Ok(()), Err(Errno::INVAL));
         type Change = fn(&mut UmemReg, u32);
+        type Row<'a> = (&'a str, Change, &'a [(u32, Outcome)]);
         let chunk: Change = |r, value| r.chunk_size = value;
         let flags: Change = |r, value| r.flags = value;
         let address: Change = |r, value| {
@@ -753,7 +754,7 @@ fn umem_registrations_row_by_row() {
         let metadata_unasked: Change = |r, value| r.tx_metadata_len = value;
         let wild_length: Change =
             |r, value| (r.flags, r.len) = (UmemFlags::UNALIGNED_CHUNK.bits(), value.into());
-        let rows: [(&str, Change, &[(u32, Outcome)]); 11] = [
+        let rows: [Row<'_>; 11] = [
             (
                 "chunk size",
                 chunk,
