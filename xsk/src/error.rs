@@ -281,7 +281,7 @@ pub enum Cause {
         queues: u32,
     },
     /// The queue has a socket already.
-    #[error("another socket has had the queue for {} ms{}", waited.as_millis(), if holders.is_empty() {
+    #[error("another socket has the queue (tried for {} ms){}", waited.as_millis(), if holders.is_empty() {
         String::new()
     } else {
         format!("; processes with AF_XDP sockets here: {}", list(holders))

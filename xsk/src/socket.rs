@@ -512,7 +512,8 @@ impl SocketBuilder {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open); the frames are back in the pool then.
+    /// As [`open`](Self::open). The frames are back in the pool then, unless the socket was bound and
+    /// only mapping its other rings failed: these frames come home by [`Umem::reclaim`].
     pub fn open_tx_filled(self, umem: &Umem, pool: &mut Pool, frames: u32) -> Result<TxOnly> {
         let (socket, mapped) = self.bind(umem, false, true, Some((pool, frames)))?;
         mapped.tx_only(socket, &self)
