@@ -402,8 +402,8 @@ impl Kernel for Wrapped {
         self.kernel.name()
     }
 
-    fn identity(&self) -> usize {
-        self.kernel.identity()
+    fn id(&self) -> usize {
+        self.kernel.id()
     }
 }
 
