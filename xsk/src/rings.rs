@@ -237,8 +237,9 @@ impl FillRing {
     /// The kernel is not at work on the ring: its socket was never bound.
     #[allow(unsafe_code)]
     pub(crate) unsafe fn withdraw_into(&mut self, pool: &mut Pool) {
-        // SAFETY: nobody takes entries, as promised; so each is still this side's to own.
+        // SAFETY: nobody takes entries, as promised.
         while let Some(addr) = unsafe { self.ring.withdraw() } {
+            // SAFETY: nobody took this one, so it is back with the side that wrote it.
             if let Ok(frame) = unsafe { self.facts.frame(addr, self.state) } {
                 pool.put(frame);
             }
