@@ -283,8 +283,7 @@ fn opening_a_socket() {
         (kernel.faults.limits, kernel.faults.interface) = (limits, interface);
         let device = device(kernel);
         let (umem, mut pool) = Umem::builder().frames(64).chunk_size(2048).build().unwrap();
-        let builder =
-            || Socket::builder(&device).ring_size(64).mode(mode).release_timeout(Duration::ZERO);
+        let builder = || Socket::builder(&device).ring_size(64).mode(mode).release_timeout(Duration::ZERO);
         let error = builder().open(&umem).unwrap_err();
         if let Cause::QueueBusy { holders, .. } = error.cause() {
             assert_eq!(holders.len(), 2);

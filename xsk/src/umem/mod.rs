@@ -865,6 +865,3 @@ impl UmemBuilder {
 pub(crate) const fn max_headroom(chunk: u32) -> u32 {
     chunk - XDP_PACKET_HEADROOM - 320 - 128
 }
-
-#[cfg(test)]
-mod tests;

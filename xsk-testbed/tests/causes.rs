@@ -62,7 +62,7 @@ fn small() -> (Umem, Pool) {
 }
 
 /// A builder that asks a busy queue once only.
-fn at_once(device: &Device) -> SocketBuilder {
+fn at_once(device: &Device) -> SocketBuilder<'static> {
     Socket::builder(device).ring_size(64).release_timeout(Duration::ZERO)
 }
 
@@ -332,7 +332,7 @@ fn ring_sizes_are_checked_before_the_kernel_tries_them() {
     let Some(bed) = bed(|b| b) else { return };
     let device = device(&bed);
     let (umem, pool) = small();
-    type Size = fn(SocketBuilder, u32) -> SocketBuilder;
+    type Size = fn(SocketBuilder<'static>, u32) -> SocketBuilder<'static>;
     let rings: [(RingKind, Size); 4] = [
         (RingKind::Rx, SocketBuilder::rx_size),
         (RingKind::Tx, SocketBuilder::tx_size),
