@@ -742,7 +742,10 @@ impl Devices for Wrapped {
     }
 
     fn interface(&self, index: u32) -> Result<InterfaceInfo, Errno> {
-        self.kernel.interface(index)
+        let info = self.kernel.interface(index)?;
+        // Drivers tell of their features from 6.3 on, long after 5.4.
+        let features = info.features.filter(|_| !self.differences.has(Quirk::NoNeedWakeup));
+        Ok(InterfaceInfo { features, ..info })
     }
 
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {
