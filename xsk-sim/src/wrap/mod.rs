@@ -73,7 +73,8 @@ pub enum Quirk {
     OldOffsets,
     /// There is no `XDP_OPTIONS`: `EOPNOTSUPP` (before 5.3).
     NoOptions,
-    /// `bind` does not know `XDP_USE_NEED_WAKEUP` and later flags: `EINVAL` (before 5.4).
+    /// `bind` does not know `XDP_USE_NEED_WAKEUP` and later flags: `EINVAL` (before 5.4). Nor does such
+    /// a kernel tell of drivers' features.
     NoNeedWakeup,
     /// Programs are not loaded with `BPF_F_XDP_HAS_FRAGS`: `EINVAL` (before 5.18).
     NoFrags,
