@@ -53,6 +53,10 @@
 //! ring's size shows the kernel nothing; Linux would read stale entries. There is no verifier:
 //! what it would refuse to load aborts here when it happens (`XDP_ABORTED`).
 //!
+//! # Other kernels
+//!
+//! Older kernels, and kernels that break their promises, are played by a wrapper: see [`wrap`].
+//!
 //! # Example
 //!
 //! ```
@@ -79,6 +83,8 @@ mod socket;
 mod state;
 #[allow(unsafe_code)]
 mod umem;
+#[allow(unsafe_code)]
+pub mod wrap;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -35,8 +35,8 @@ use std::time::Instant;
 use crate::abi::{
     self, AF_XDP, BindFlags, MmapOffsets, RingKind, RingOffset, SOL_XDP, SockaddrXdp, UmemReg, XdpStatistics,
 };
-use crate::device::Device;
-use crate::error::{Cause, Doing, Error, Result};
+use crate::device::{Device, DeviceInfo};
+use crate::error::{Cause, Doing, Error, Result, general};
 use crate::kernel::{Errno, Mapping, POLLERR, POLLIN, POLLOUT, RawSocket};
 use crate::ring::RingMemory;
 use crate::rings::{CompletionRing, FillRing, RxRing, TxRing};
@@ -46,6 +46,9 @@ use crate::umem::{Member, Pair, Pool, Umem, max_headroom};
 /// The most entries that a ring is asked for. The kernel has no limit of its own: it would try to
 /// find 16 GiB.
 pub const MAX_RING_ENTRIES: u32 = 1 << 20;
+
+/// The least TX budget that the kernel takes, and what it is unless told otherwise.
+const MIN_TX_BUDGET: u32 = 32;
 
 /// `SOCK_RAW`.
 const SOCK_RAW: i32 = 3;
@@ -83,9 +86,10 @@ struct Shared {
     device: Device,
     queue: u32,
     zero_copy: bool,
-    receives: bool,
-    /// FILL of a socket that only sends, where a driver wants it filled. Nobody works it.
-    _filled: Option<Mutex<FillRing>>,
+    /// Entries of TX, where there is one.
+    tx: Option<u32>,
+    /// FILL of a socket that only sends: it holds the frames that a driver wanted there.
+    _fill: Option<Mutex<FillRing>>,
 }
 
 /// A socket that receives and sends, with its four rings.
@@ -129,7 +133,9 @@ pub struct TxOnly {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "after anything but `Done` something is left in TX"]
 pub enum Sent {
-    /// The kernel took all that was in TX, or has it under way.
+    /// The kernel took all that was in TX, or has it under way. Two exceptions show in
+    /// [`TxRing::pending`]: in copy mode every kernel stops at an invalid descriptor, and older ones
+    /// also where COMPLETION is full, without a word.
     Done,
     /// Something is left in TX: take frames from COMPLETION, and send again. In copy mode a send
     /// transmits 32 packets at most unless the budget was raised.
@@ -178,7 +184,7 @@ pub struct Statistics {
 
 impl Socket {
     /// Begins a socket on `device`: queue 0, rings of 2048, any mode, unless told otherwise.
-    pub fn builder(device: &Device) -> SocketBuilder {
+    pub fn builder(device: &Device) -> SocketBuilder<'static> {
         SocketBuilder {
             device: device.clone(),
             queue: 0,
@@ -189,6 +195,7 @@ impl Socket {
             mode: Mode::Any,
             need_wakeup: true,
             release_timeout: Duration::from_secs(1),
+            fill_from: None,
         }
     }
 
@@ -221,7 +228,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`]. What is in TX stays there.
+    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`], [`Cause::NeedsProgram`]. What is in TX
+    /// stays there.
     #[inline]
     pub fn send(&self) -> Result<Sent> {
         match self.0.raw.send() {
@@ -250,7 +258,8 @@ impl Socket {
     /// without end. The kernel wakes the driver by itself while it waits, for RX as for TX, so
     /// before blocking this is the way.
     ///
-    /// A signal ends the wait early, with nothing ready.
+    /// A signal ends the wait early, with nothing ready. That the interface is down or gone is told
+    /// when nothing became ready in the time; a timeout of zero does not ask.
     ///
     /// # Errors
     ///
@@ -263,18 +272,24 @@ impl Socket {
             Interest::Both => POLLIN | POLLOUT,
         };
         match self.0.raw.poll(events, timeout) {
-            Ok(found) if found & POLLERR != 0 => Err(self.gone(self.waiting(), self.pending_error())),
+            Ok(found) if found & POLLERR != 0 => {
+                Err(self.gone(self.waiting(), self.unbound().unwrap_or(Errno::NXIO)))
+            }
+            Ok(0) if timeout.is_some_and(|timeout| !timeout.is_zero()) => match self.unbound() {
+                Some(errno) => Err(self.gone(self.waiting(), errno)),
+                None => Ok(Ready::default()),
+            },
             Ok(found) => Ok(Ready { rx: found & POLLIN != 0, tx: found & POLLOUT != 0 }),
             Err(Errno::INTR) => Ok(Ready::default()),
             Err(errno) => Err(self.gone(self.waiting(), errno)),
         }
     }
 
-    /// What an idle socket's kernel says to an empty call.
+    /// Whether the socket's interface is down or gone, of which `poll` says nothing.
     #[cold]
-    fn pending_error(&self) -> Errno {
-        let answer = if self.0.receives { self.0.raw.receive() } else { self.0.raw.send() };
-        answer.err().unwrap_or(Errno::NXIO)
+    fn unbound(&self) -> Option<Errno> {
+        // The kernel looks for that before it looks for an RX ring.
+        self.0.raw.receive().err().filter(|errno| matches!(*errno, Errno::NETDOWN | Errno::NXIO))
     }
 
     fn sending(&self) -> Doing {
@@ -289,11 +304,22 @@ impl Socket {
     fn gone(&self, doing: Doing, errno: Errno) -> Error {
         let cause = match errno {
             Errno::NETDOWN => Cause::InterfaceDown,
+            Errno::INVAL | Errno::NXIO if self.lacks_program() => {
+                let driver = self.0.device.info().ok().and_then(|i| i.driver().map(str::to_owned));
+                Cause::NeedsProgram { driver }
+            }
             Errno::NXIO | Errno::NODEV => Cause::InterfaceGone,
             Errno::DEADLK => Cause::Deadlock,
-            errno => Cause::Unexpected(errno),
+            errno => general(errno),
         };
         Error::with_errno(doing, cause, errno)
+    }
+
+    /// In zero copy, several drivers answer a wake-up without a program so: `EINVAL` or `ENXIO`.
+    #[cold]
+    fn lacks_program(&self) -> bool {
+        let lacks = |info: DeviceInfo| info.is_up() && info.programs().is_empty();
+        self.0.zero_copy && self.0.device.info().is_ok_and(lacks)
     }
 
     /// The socket's counters.
@@ -323,14 +349,19 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`Cause::KernelTooOld`], and [`Cause::Unexpected`] with `EACCES` for a number out of range.
+    /// [`Cause::NoTxRing`], [`Cause::TxBudget`], [`Cause::KernelTooOld`]; the budget is as it was
+    /// then.
     pub fn set_tx_budget(&self, packets: u32) -> Result<()> {
         self.0.raw.setsockopt(SOL_XDP, abi::XDP_MAX_TX_SKB_BUDGET, &packets.to_ne_bytes()).map_err(|errno| {
-            let cause = match errno {
-                Errno::NOPROTOOPT => Cause::KernelTooOld { feature: "the TX budget option", since: "6.17" },
-                errno => Cause::Unexpected(errno),
+            let cause = match (errno, self.0.tx) {
+                (Errno::NOPROTOOPT, _) => {
+                    Cause::KernelTooOld { feature: "the TX budget option", since: "6.17" }
+                }
+                (Errno::ACCESS, None) => Cause::NoTxRing,
+                (Errno::ACCESS, Some(max)) => Cause::TxBudget { packets, min: MIN_TX_BUDGET, max },
+                (errno, _) => general(errno),
             };
-            Error::with_errno(Doing::ReadSocket, cause, errno)
+            Error::with_errno(Doing::SetTxBudget { packets }, cause, errno)
         })
     }
 }
@@ -354,9 +385,9 @@ impl fmt::Debug for Socket {
 }
 
 /// Makes a socket.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use = "nothing is made before one of the `open` functions"]
-pub struct SocketBuilder {
+pub struct SocketBuilder<'p> {
     device: Device,
     queue: u32,
     rx: u32,
@@ -366,17 +397,26 @@ pub struct SocketBuilder {
     mode: Mode,
     need_wakeup: bool,
     release_timeout: Duration,
+    fill_from: Option<(&'p mut Pool, u32)>,
+}
+
+/// A bound socket with the rings that were asked for, before it is given its shape.
+struct Bound {
+    shared: Shared,
+    fill: FillRing,
+    rx: Option<RxRing>,
+    tx: Option<TxRing>,
+    completion: Option<CompletionRing>,
 }
 
 /// What the rings of a socket are mapped from.
-struct Mapped {
-    raw: Arc<dyn RawSocket>,
-    pair: Arc<Pair>,
+struct Maps<'a> {
+    raw: &'a Arc<dyn RawSocket>,
     offsets: MmapOffsets,
     has_flags: bool,
 }
 
-impl SocketBuilder {
+impl<'p> SocketBuilder<'p> {
     /// The queue to bind to (default 0).
     pub fn queue(mut self, queue: u32) -> Self {
         self.queue = queue;
@@ -432,32 +472,35 @@ impl SocketBuilder {
         self
     }
 
+    /// Puts up to `frames` frames from `pool` into FILL before the socket is bound.
+    ///
+    /// Fill it this way rather than later: in zero copy a driver takes its first frames when the
+    /// queue is started, and some (igb) don't look again before they are woken
+    /// ([`Socket::wake_rx`]). A socket that only sends needs none, except that some drivers (ice,
+    /// i40e) start a zero-copy queue only where FILL has something.
+    pub fn fill_from(self, pool: &'p mut Pool, frames: u32) -> Self {
+        Self { fill_from: Some((pool, frames)), ..self }
+    }
+
     /// Makes a socket that receives and sends.
     ///
     /// # Errors
     ///
-    /// Of making a socket: [`Cause::MissingCapability`], [`Cause::NoAfXdp`]. Of the UMEM:
-    /// [`Cause::LockedMemory`], [`Cause::Headroom`], [`Cause::ChunkSize`], [`Cause::OutOfMemory`],
-    /// [`Cause::OtherKernel`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
-    /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::NoSuchInterface`],
+    /// Of making a socket: [`Cause::MissingCapability`], [`Cause::Forbidden`], [`Cause::NoAfXdp`],
+    /// [`Cause::TooManyFiles`]. Of the UMEM: [`Cause::LockedMemory`], [`Cause::Headroom`],
+    /// [`Cause::ChunkSize`], [`Cause::OutOfMemory`], [`Cause::OtherKernel`],
+    /// [`Cause::TooManySockets`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
+    /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::InterfaceGone`],
     /// [`Cause::NoSuchQueue`], [`Cause::QueueBusy`], [`Cause::QueueTaken`],
     /// [`Cause::ZeroCopyUnsupported`], [`Cause::ZeroCopyMtu`], [`Cause::ZeroCopyRefused`],
-    /// [`Cause::SharedMode`], [`Cause::KernelTooOld`].
-    #[allow(unsafe_code)]
+    /// [`Cause::SharedMode`], [`Cause::KernelTooOld`]. Frames that were to fill FILL are back in
+    /// their pool then.
     pub fn open(self, umem: &Umem) -> Result<RxTx> {
-        let (socket, mapped) = self.bind(umem, true, true, None)?;
-        // SAFETY: fresh rings of a socket that nothing else knows.
-        unsafe {
-            Ok(RxTx {
-                fill: FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair),
-                rx: RxRing::over(mapped.ring(RingKind::Rx, self.rx)?, &mapped.pair),
-                tx: TxRing::over(mapped.ring(RingKind::Tx, self.tx)?, &mapped.pair),
-                completion: CompletionRing::over(
-                    mapped.ring(RingKind::Completion, self.completion)?,
-                    &mapped.pair,
-                ),
-                socket,
-            })
+        match self.bind(umem, true, true)? {
+            Bound { shared, fill, rx: Some(rx), tx: Some(tx), completion: Some(completion) } => {
+                Ok(RxTx { socket: Socket(Arc::new(shared)), fill, rx, tx, completion })
+            }
+            _ => unreachable!("all rings were asked for"),
         }
     }
 
@@ -466,52 +509,36 @@ impl SocketBuilder {
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    #[allow(unsafe_code)]
     pub fn open_rx(self, umem: &Umem) -> Result<RxOnly> {
-        let (socket, mapped) = self.bind(umem, true, false, None)?;
-        // SAFETY: fresh rings of a socket that nothing else knows.
-        unsafe {
-            Ok(RxOnly {
-                fill: FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair),
-                rx: RxRing::over(mapped.ring(RingKind::Rx, self.rx)?, &mapped.pair),
-                socket,
-            })
+        match self.bind(umem, true, false)? {
+            Bound { shared, fill, rx: Some(rx), .. } => {
+                Ok(RxOnly { socket: Socket(Arc::new(shared)), fill, rx })
+            }
+            _ => unreachable!("RX was asked for"),
         }
     }
 
-    /// Makes a socket that only sends. It attaches no program, and leaves FILL empty: a driver
-    /// would take a filled one for the wish to receive.
+    /// Makes a socket that only sends. It attaches no program, and FILL stays empty unless
+    /// [`fill_from`](Self::fill_from) says otherwise: a driver would take a filled one for the wish
+    /// to receive. Frames that are put there stay for as long as the socket lives.
     ///
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    #[allow(unsafe_code)]
     pub fn open_tx(self, umem: &Umem) -> Result<TxOnly> {
-        let (socket, mapped) = self.bind(umem, false, true, None)?;
-        mapped.tx_only(socket, &self)
-    }
-
-    /// Makes a socket that only sends, with up to `frames` frames from `pool` in FILL before it is
-    /// bound: some drivers (ice, i40e) start a zero-copy queue only then. The frames stay there for
-    /// as long as the socket lives.
-    ///
-    /// # Errors
-    ///
-    /// As [`open`](Self::open); the frames are back in the pool then.
-    pub fn open_tx_filled(self, umem: &Umem, pool: &mut Pool, frames: u32) -> Result<TxOnly> {
-        let (socket, mapped) = self.bind(umem, false, true, Some((pool, frames)))?;
-        mapped.tx_only(socket, &self)
+        match self.bind(umem, false, true)? {
+            Bound { shared, fill, tx: Some(tx), completion: Some(completion), .. } => {
+                let shared = Shared { _fill: Some(Mutex::new(fill)), ..shared };
+                Ok(TxOnly { socket: Socket(Arc::new(shared)), tx, completion })
+            }
+            _ => unreachable!("TX was asked for"),
+        }
     }
 
     /// Socket, UMEM, rings, bind: in the order that the kernel wants.
     #[allow(unsafe_code)]
-    fn bind(
-        &self,
-        umem: &Umem,
-        rx: bool,
-        tx: bool,
-        filled: Option<(&mut Pool, u32)>,
-    ) -> Result<(Socket, Mapped)> {
+    fn bind(mut self, umem: &Umem, rx: bool, tx: bool) -> Result<Bound> {
+        let fill_from = self.fill_from.take();
         let kernel = self.device.kernel();
         let binding = || Doing::Bind { interface: self.device.name().into(), queue: self.queue };
         let sizes = [
@@ -525,29 +552,41 @@ impl SocketBuilder {
         }
         if self.queue > u32::from(u16::MAX) {
             // The kernel would cut it to 16 bits and bind another queue.
-            let queues = self.device.queues()?;
-            return Err(Error::new(binding(), Cause::NoSuchQueue { queue: self.queue, queues }));
+            let cause = match self.device.queues() {
+                Ok(queues) => Cause::NoSuchQueue { queue: self.queue, queues },
+                Err(error) => error.cause().clone(),
+            };
+            return Err(Error::new(binding(), cause));
         }
 
         // Held throughout: of two threads, one registers the memory and the other shares it.
         let mut members = lock_members(umem);
-        members.retain(|m| m.socket.strong_count() > 0);
-        let here = kernel.identity();
+        // A socket whose interface is gone is unbound for good, and lends nothing any more.
+        members.retain(|m| m.socket.upgrade().is_some_and(|s| s.receive() != Err(Errno::NXIO)));
+        let here = kernel.id();
         if members.iter().any(|m| m.kernel != here) {
-            return Err(Error::new(binding(), Cause::OtherKernel));
+            return Err(Error::new(binding(), Cause::OtherKernel { what: "the UMEM" }));
         }
         if members.iter().any(|m| m.ifindex == self.device.index() && m.queue == self.queue) {
             return Err(Error::new(binding(), Cause::QueueTaken));
         }
-        let lender = members.iter().find_map(|m| m.socket.upgrade());
+        let lender = members.iter().find_map(|m| Some((m.socket.upgrade()?, m.zero_copy)));
+        if let Some((_, zero_copy)) = lender
+            && matches!((self.mode, zero_copy), (Mode::Copy, true) | (Mode::ZeroCopy, false))
+        {
+            return Err(Error::new(binding(), Cause::SharedMode { zero_copy }));
+        }
+        let lender = lender.map(|(socket, _)| socket);
 
         let raw: Arc<dyn RawSocket> = match kernel.socket(SOCK_RAW, 0) {
             Ok(raw) => raw.into(),
             Err(errno) => {
                 let cause = match errno {
-                    Errno::PERM | Errno::ACCESS => Cause::MissingCapability { capability: "CAP_NET_RAW" },
+                    Errno::PERM if !kernel.limits().net_raw => {
+                        Cause::MissingCapability { capability: "CAP_NET_RAW" }
+                    }
                     Errno::AFNOSUPPORT => Cause::NoAfXdp,
-                    errno => Cause::Unexpected(errno),
+                    errno => general(errno),
                 };
                 return Err(Error::with_errno(Doing::MakeSocket, cause, errno));
             }
@@ -560,56 +599,60 @@ impl SocketBuilder {
                 let bytes = u64::from(*entries) * ring.entry_size() as u64;
                 let cause = match errno {
                     Errno::NOMEM | Errno::NOBUFS => Cause::OutOfMemory { bytes },
-                    errno => Cause::Unexpected(errno),
+                    errno => general(errno),
                 };
                 Error::with_errno(Doing::MakeRing { ring: *ring, entries: *entries }, cause, errno)
             })?;
         }
         let (offsets, has_flags) = mmap_offsets(&*raw)?;
-        let pair = Pair::new(umem)
-            .ok_or_else(|| Error::new(binding(), Cause::OutOfMemory { bytes: umem.size() }))?;
-        let mapped = Mapped { raw: raw.clone(), pair, offsets, has_flags };
-        let filled = match filled {
-            None => {
-                self.bind_with_patience(&*raw, lender.as_deref(), umem)?;
-                None
-            }
+        let pair =
+            Pair::new(umem).ok_or_else(|| Error::new(binding(), Cause::TooManySockets { max: Pair::MAX }))?;
+        let maps = Maps { raw: &raw, offsets, has_flags };
+        // SAFETY: fresh rings of a socket that nothing else knows; each is mapped once.
+        let (mut fill, rx_ring, tx_ring, completion) = unsafe {
+            (
+                FillRing::over(maps.ring(RingKind::Fill, self.fill)?, &pair),
+                rx.then(|| Ok(RxRing::over(maps.ring(RingKind::Rx, self.rx)?, &pair))).transpose()?,
+                tx.then(|| Ok(TxRing::over(maps.ring(RingKind::Tx, self.tx)?, &pair))).transpose()?,
+                tx.then(|| {
+                    Ok(CompletionRing::over(maps.ring(RingKind::Completion, self.completion)?, &pair))
+                })
+                .transpose()?,
+            )
+        };
+        let bound = match fill_from {
+            None => self.bind_with_patience(&*raw, lender.as_deref()),
             Some((pool, frames)) => {
-                // SAFETY: a fresh ring, and the only one that is ever made of this mapping.
-                let mut fill =
-                    unsafe { FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair) };
                 fill.refill(pool, frames);
-                self.bind_with_patience(&*raw, lender.as_deref(), umem).inspect_err(|_| {
+                self.bind_with_patience(&*raw, lender.as_deref()).inspect_err(|_| {
                     // SAFETY: the socket is not bound, so the kernel takes nothing from FILL.
                     unsafe { fill.withdraw_into(pool) };
-                })?;
-                Some(Mutex::new(fill))
+                })
             }
         };
-        let zero_copy = is_zero_copy(&*raw);
-        match self.mode {
-            // Only where the mode was inherited can it differ from what was asked.
-            Mode::Copy if zero_copy => return Err(Error::new(binding(), Cause::SharedMode { zero_copy })),
-            Mode::ZeroCopy if !zero_copy => {
-                return Err(Error::new(binding(), Cause::SharedMode { zero_copy }));
-            }
-            _ => {}
+        if let Err((errno, waited)) = bound {
+            // What this socket has mapped would be taken for its rival's.
+            drop((fill, rx_ring, tx_ring, completion));
+            let cause = self.why_not(errno, lender.as_deref(), waited, umem);
+            return Err(Error::with_errno(binding(), cause, errno));
         }
+        let zero_copy = self.mode == Mode::ZeroCopy || is_zero_copy(&*raw);
         members.push(Member {
             socket: Arc::downgrade(&raw),
             kernel: here,
             ifindex: self.device.index(),
             queue: self.queue,
+            zero_copy,
         });
         let shared = Shared {
             raw,
             device: self.device.clone(),
             queue: self.queue,
             zero_copy,
-            receives: rx,
-            _filled: filled,
+            tx: tx.then_some(self.tx),
+            _fill: None,
         };
-        Ok((Socket(Arc::new(shared)), mapped))
+        Ok(Bound { shared, fill, rx: rx_ring, tx: tx_ring, completion })
     }
 
     fn register(&self, umem: &Umem, raw: &dyn RawSocket) -> Result<()> {
@@ -639,19 +682,19 @@ impl SocketBuilder {
                 Errno::INVAL if umem.headroom() > max_headroom(chunk) => {
                     Cause::Headroom { headroom: umem.headroom(), max: max_headroom(chunk), chunk }
                 }
-                errno => Cause::Unexpected(errno),
+                errno => general(errno),
             };
             Error::with_errno(Doing::RegisterUmem { bytes: umem.size() }, cause, errno)
         })
     }
 
-    /// Binds, and tries again for a while where the queue is still being released.
+    /// Binds, and tries again for a while where the queue is still being released. Where it fails,
+    /// the kernel's answer and how long was tried.
     fn bind_with_patience(
         &self,
         raw: &dyn RawSocket,
         lender: Option<&dyn RawSocket>,
-        umem: &Umem,
-    ) -> Result<()> {
+    ) -> Result<(), (Errno, Duration)> {
         let mut flags = BindFlags::empty();
         if lender.is_some() {
             // Everything else is taken over from the lender, and refused if it is said again.
@@ -677,34 +720,30 @@ impl SocketBuilder {
                     std::thread::sleep(pause.min(self.release_timeout.saturating_sub(start.elapsed())));
                     pause = (pause * 2).min(Duration::from_millis(50));
                 }
-                Err(errno) => {
-                    let doing = Doing::Bind { interface: self.device.name().into(), queue: self.queue };
-                    let cause = self.why_not(errno, lender.is_some(), start.elapsed(), umem);
-                    return Err(Error::with_errno(doing, cause, errno));
-                }
+                Err(errno) => return Err((errno, start.elapsed())),
             }
         }
     }
 
     /// The cause behind the kernel's answer, in the order of its checks.
     #[cold]
-    fn why_not(&self, errno: Errno, shared: bool, waited: Duration, umem: &Umem) -> Cause {
+    fn why_not(&self, errno: Errno, lender: Option<&dyn RawSocket>, waited: Duration, umem: &Umem) -> Cause {
         let kernel = self.device.kernel();
-        let Ok(info) = self.device.info() else {
-            return Cause::NoSuchInterface { name: self.device.name().into() };
-        };
+        let Ok(info) = self.device.info() else { return Cause::InterfaceGone };
         let driver = info.driver().map(str::to_owned);
         let room = umem.max_packet();
         match errno {
-            Errno::NODEV => Cause::NoSuchInterface { name: self.device.name().into() },
+            Errno::NODEV => Cause::InterfaceGone,
             Errno::BUSY => Cause::QueueBusy { holders: kernel.holders(), waited },
-            Errno::OPNOTSUPP => Cause::ZeroCopyUnsupported { driver },
+            // What shares a UMEM in zero copy needs it as well, without having asked.
+            Errno::OPNOTSUPP if lender.is_some_and(is_zero_copy) => Cause::SharedMode { zero_copy: true },
+            Errno::OPNOTSUPP if self.mode == Mode::ZeroCopy => Cause::ZeroCopyUnsupported { driver },
             Errno::NETDOWN => Cause::InterfaceDown,
             Errno::NOMEM | Errno::NOBUFS => Cause::OutOfMemory { bytes: umem.size() },
             Errno::INVAL if self.queue >= info.queues() => {
                 Cause::NoSuchQueue { queue: self.queue, queues: info.queues() }
             }
-            Errno::INVAL if shared => {
+            Errno::INVAL | Errno::OPNOTSUPP if lender.is_some() => {
                 Cause::KernelTooOld { feature: "a UMEM shared between queues", since: "5.10" }
             }
             // Ethernet header, checksum and two VLAN tags come on top of the MTU.
@@ -712,8 +751,11 @@ impl SocketBuilder {
                 Cause::ZeroCopyMtu { mtu: info.mtu(), room }
             }
             _ if self.mode == Mode::ZeroCopy => Cause::ZeroCopyRefused { driver },
-            Errno::INVAL if self.need_wakeup => Cause::KernelTooOld { feature: "need_wakeup", since: "5.4" },
-            errno => Cause::Unexpected(errno),
+            // Kernels that tell of features (6.3) know the flag.
+            Errno::INVAL if self.need_wakeup && info.xdp_features().is_none() => {
+                Cause::KernelTooOld { feature: "need_wakeup", since: "5.4" }
+            }
+            errno => general(errno),
         }
     }
 }
@@ -767,7 +809,7 @@ struct RingOwner {
     _socket: Arc<dyn RawSocket>,
 }
 
-impl Mapped {
+impl Maps<'_> {
     /// Maps a ring.
     #[allow(unsafe_code)]
     fn ring<T: Copy>(&self, kind: RingKind, entries: u32) -> Result<RingMemory<T>> {
@@ -777,7 +819,7 @@ impl Mapped {
                 Errno::NOMEM | Errno::AGAIN => {
                     Cause::OutOfMemory { bytes: u64::from(entries) * kind.entry_size() as u64 }
                 }
-                errno => Cause::Unexpected(errno),
+                errno => general(errno),
             };
             Error::with_errno(Doing::MakeRing { ring: kind, entries }, cause, errno)
         };
@@ -821,21 +863,6 @@ impl Mapped {
                 entries,
                 owner,
             ))
-        }
-    }
-
-    #[allow(unsafe_code)]
-    fn tx_only(self, socket: Socket, builder: &SocketBuilder) -> Result<TxOnly> {
-        // SAFETY: fresh rings of a socket that nothing else knows.
-        unsafe {
-            Ok(TxOnly {
-                tx: TxRing::over(self.ring(RingKind::Tx, builder.tx)?, &self.pair),
-                completion: CompletionRing::over(
-                    self.ring(RingKind::Completion, builder.completion)?,
-                    &self.pair,
-                ),
-                socket,
-            })
         }
     }
 }

@@ -1,8 +1,12 @@
-//! The atomics that the rings, the ledger and the depot are made of; loom's under `--cfg loom`.
+//! The atomics and locks that the rings, the ledger and the depot are made of; loom's under `--cfg loom`.
+//!
+//! Loom's atomics are larger than the hardware's: under it a ring is one of
+//! [`RingMemory::allocate`](crate::ring::RingMemory::allocate), never a socket's.
 
 #[cfg(not(loom))]
 mod imp {
-    pub(crate) use std::sync::atomic::{AtomicU16, AtomicU32, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, fence};
+    pub(crate) use std::sync::{Mutex, MutexGuard, RwLock};
 
     /// One entry of a ring: memory that the two sides write and read in turn.
     #[repr(transparent)]
@@ -33,7 +37,8 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub(crate) use loom::sync::atomic::{AtomicU16, AtomicU32, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, fence};
+    pub(crate) use loom::sync::{Mutex, MutexGuard, RwLock};
 
     /// One entry of a ring, watched by loom.
     #[derive(Debug)]
@@ -48,7 +53,7 @@ mod imp {
         /// No other thread accesses the slot at this time.
         pub(crate) unsafe fn write(&self, value: T) {
             // SAFETY: as promised by the caller, and checked by loom.
-            self.0.with_mut(|p| unsafe { p.write(value) })
+            self.0.with_mut(|p| unsafe { p.write(value) });
         }
         /// # Safety
         /// No other thread writes the slot at this time.

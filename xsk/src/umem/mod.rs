@@ -26,13 +26,13 @@ mod pool;
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use crate::abi::{RingKind, XDP_PACKET_HEADROOM, XDP_UMEM_MIN_CHUNK_SIZE};
 use crate::error::{Cause, Doing, Error};
 use crate::kernel::{Mapping, RawSocket};
 use crate::ring::RingMemory;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard};
 use ledger::{Book, Ledger, MAX_PAIRS, States};
 
 pub(crate) use frame::{Facts, Wrong};
@@ -70,17 +70,18 @@ pub(crate) struct Core {
     depot: Mutex<Vec<Frame>>,
     /// The lengths of the pools there are.
     pools: Mutex<Vec<Arc<AtomicU32>>>,
-    /// The rings there are.
-    rings: Mutex<Vec<Account>>,
+    rings: Mutex<Accounts>,
     /// Pairs of FILL and COMPLETION rings, by number; true where in use.
     pairs: Mutex<Vec<bool>>,
     /// Frames that rings which are gone had taken in and not given back, modulo 2^32.
     retired: AtomicU32,
     faults: FaultCounters,
+    /// Entries that guards held which were forgotten.
+    forgotten: AtomicU32,
     dropped: AtomicU64,
     orphaned: AtomicBool,
     /// Sockets that have this UMEM: one of them lends it to the next.
-    pub(crate) members: Mutex<Vec<Member>>,
+    pub(crate) members: std::sync::Mutex<Vec<Member>>,
 }
 
 /// A bound socket that has the UMEM.
@@ -89,11 +90,23 @@ pub(crate) struct Member {
     pub(crate) kernel: usize,
     pub(crate) ifindex: u32,
     pub(crate) queue: u32,
+    pub(crate) zero_copy: bool,
 }
 
-/// What a ring has taken in or given back, for the census.
+/// The accounts of the rings, for the census.
+#[derive(Default)]
+struct Accounts {
+    /// The rings there are.
+    open: Vec<Account>,
+    /// By pair: what rings that are gone took in and did not give back, while another ring of the
+    /// pair is there to give it back.
+    closed: Vec<(u16, u32)>,
+}
+
+/// What a ring has taken in or given back.
 struct Account {
     id: usize,
+    pair: u16,
     kind: RingKind,
     /// The published index of the program's side, minus where it started.
     view: Box<dyn RingView>,
@@ -106,6 +119,7 @@ struct Account {
 trait RingView: Send + Sync {
     fn producer(&self) -> u32;
     fn consumer(&self) -> u32;
+    fn filled(&self) -> Option<u32>;
 }
 
 impl<T: Copy + Send> RingView for RingMemory<T> {
@@ -115,21 +129,34 @@ impl<T: Copy + Send> RingView for RingMemory<T> {
     fn consumer(&self) -> u32 {
         RingMemory::consumer(self)
     }
+    fn filled(&self) -> Option<u32> {
+        RingMemory::filled(self)
+    }
 }
 
 impl Account {
-    /// Frames that went into this ring (FILL, TX) or came out of it (RX, COMPLETION).
-    fn passed(&self) -> u32 {
-        let index = match self.kind {
-            RingKind::Fill | RingKind::Tx => self.view.producer(),
-            RingKind::Rx | RingKind::Completion => self.view.consumer(),
-        };
-        index.wrapping_sub(self.start)
+    /// Frames that went into this ring (FILL, TX), less those that came out of it (RX, COMPLETION),
+    /// when the program's side stands at `index`; modulo 2^32.
+    fn lent(&self, index: u32) -> u32 {
+        let passed = index.wrapping_sub(self.start);
+        match self.kind {
+            RingKind::Fill | RingKind::Tx => passed,
+            RingKind::Rx | RingKind::Completion => self.refused.load(Relaxed).wrapping_sub(passed),
+        }
     }
 
+    /// The program's side, as published.
+    fn index(&self) -> u32 {
+        match self.kind {
+            RingKind::Fill | RingKind::Tx => self.view.producer(),
+            RingKind::Rx | RingKind::Completion => self.view.consumer(),
+        }
+    }
+
+    /// Entries in the ring. Of one whose indices contradict each other the program takes nothing,
+    /// so it counts as empty.
     fn inside(&self) -> u32 {
-        let consumer = self.view.consumer();
-        self.view.producer().wrapping_sub(consumer)
+        self.view.filled().unwrap_or(0)
     }
 }
 
@@ -172,7 +199,8 @@ impl Faults {
 /// Where every chunk of a UMEM is, in frames.
 ///
 /// Rings are counted as published, so a census is exact when no batch is open and the kernel is at
-/// rest, and close to it at any other time.
+/// rest, and close to it at any other time. A guard that is forgotten leaves its batch open until
+/// the next one of its ring; frames that are lost with it count as the program's for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Census {
@@ -190,14 +218,18 @@ pub struct Census {
     pub rx: u32,
     /// In COMPLETION rings, not yet taken by the program.
     pub completion: u32,
-    /// In the kernel's hands, between two rings.
+    /// In the kernel's hands, between two rings. Negative when a kernel gave back more than it had
+    /// taken: until the program has looked at it, where the ledger is on.
     pub kernel: i64,
     /// Left with the kernel by sockets that are gone.
     pub retired: u32,
     /// In the program's hands, as frames and packets: what is not elsewhere.
     pub program: i64,
-    /// Frames that the ledger says the program owns; it must equal pools + depot + program.
+    /// Frames that the ledger says the program owns: pools + depot + program, less those that were
+    /// lost with a forgotten guard of RX or COMPLETION.
     pub ledger_held: Option<u32>,
+    /// Entries of RX and COMPLETION in guards that were forgotten: so many frames at most are lost.
+    pub forgotten: u32,
     /// Frames and packets that were dropped instead of being put into a pool, since the start.
     pub dropped: u64,
     /// What the kernel handed back and was refused.
@@ -211,11 +243,14 @@ impl Census {
             return Some(format!("{} frames more than there are chunks: {self:?}", -self.program));
         }
         if self.kernel < 0 {
-            return Some(format!("the kernel gave back {} frames that it never had: {self:?}", -self.kernel));
+            return Some(format!(
+                "the kernel gave back {} frames that it had not taken: {self:?}",
+                -self.kernel
+            ));
         }
         let held = i64::from(self.pools) + i64::from(self.depot) + self.program;
         match self.ledger_held {
-            Some(ledger) if i64::from(ledger) != held => {
+            Some(ledger) if !(0..=i64::from(self.forgotten)).contains(&(held - i64::from(ledger))) => {
                 Some(format!("the ledger has {ledger} frames with the program, the census {held}: {self:?}"))
             }
             _ => None,
@@ -251,6 +286,11 @@ impl Umem {
     /// Bytes of memory.
     pub fn size(&self) -> u64 {
         self.core().facts.size
+    }
+
+    /// The memory: what a kernel registers. Reaching into it is unsafe, as its frames own it.
+    pub fn memory(&self) -> &Mapping {
+        self.core().memory()
     }
 
     /// The pages that were asked for.
@@ -350,7 +390,8 @@ impl Umem {
     /// A socket that closes keeps what it had in FILL, TX or in flight, and a kernel may lose a
     /// frame for good (those before July 2026 never complete an invalid descriptor). This takes
     /// them back. Returns how many came home: 0 while any ring or pool of this UMEM still exists,
-    /// or a frame is in the program's hands, because then it can't be told which are lost.
+    /// or a frame is in the program's hands, because then it can't be told which are lost; and 0
+    /// when a kernel gave a frame back twice with the ledger off.
     ///
     /// # Safety
     ///
@@ -362,7 +403,7 @@ impl Umem {
         let rings = rings.unwrap_or_else(PoisonError::into_inner);
         let mut depot = core.depot();
         let retired = core.retired.load(Acquire);
-        if !rings.is_empty()
+        if !rings.open.is_empty()
             || !pools.is_empty()
             || depot.len() as u64 + u64::from(retired) != core.total.into()
         {
@@ -374,6 +415,10 @@ impl Umem {
             if let Some(offset) = core.facts.offset(frame) {
                 at_home[(offset / chunk) as usize] = true;
             }
+        }
+        if at_home.iter().filter(|home| !**home).count() != retired as usize {
+            // A kernel gave one back twice, and no ledger noticed.
+            return 0;
         }
         for (number, _) in at_home.iter().enumerate().filter(|(_, home)| !**home) {
             if let Some(book) = &core.book {
@@ -446,21 +491,14 @@ impl Core {
 
     fn census(&self) -> Census {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let inside =
-            |kind| rings.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add);
+        let inside = |kind| {
+            rings.open.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add)
+        };
         let (fill, tx) = (inside(RingKind::Fill), inside(RingKind::Tx));
         let (rx, completion) = (inside(RingKind::Rx), inside(RingKind::Completion));
         // In the kernel's hands in any way, modulo 2^32; a small negative number if it gave too much.
-        let mut lent = 0u32;
-        for account in rings.iter() {
-            let passed = account.passed();
-            lent = match account.kind {
-                RingKind::Fill | RingKind::Tx => lent.wrapping_add(passed),
-                RingKind::Rx | RingKind::Completion => {
-                    lent.wrapping_sub(passed).wrapping_add(account.refused.load(Relaxed))
-                }
-            };
-        }
+        let open = rings.open.iter().map(|account| account.lent(account.index()));
+        let lent = open.chain(rings.closed.iter().map(|c| c.1)).fold(0, u32::wrapping_add);
         drop(rings);
         let lent = i64::from(lent as i32);
         let in_rings = i64::from(fill) + i64::from(tx) + i64::from(rx) + i64::from(completion);
@@ -483,6 +521,7 @@ impl Core {
                 - i64::from(retired as i32)
                 - lent,
             ledger_held: self.book.as_ref().map(Book::held),
+            forgotten: self.forgotten.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
             faults: self.faults.read(),
         }
@@ -491,29 +530,33 @@ impl Core {
     /// Enters a ring into the accounts; the number takes it out again.
     fn open_account<T: Copy + Send + 'static>(
         &self,
+        pair: u16,
         kind: RingKind,
         memory: &RingMemory<T>,
         start: u32,
         refused: Arc<AtomicU32>,
     ) -> usize {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = rings.iter().map(|a| a.id + 1).max().unwrap_or(0);
-        rings.push(Account { id, kind, view: Box::new(memory.clone()), start, refused });
+        let id = rings.open.iter().map(|a| a.id + 1).max().unwrap_or(0);
+        rings.open.push(Account { id, pair, kind, view: Box::new(memory.clone()), start, refused });
         id
     }
 
-    /// Takes a ring out of the accounts: what it took in and never gave back is retired.
+    /// Takes a ring out of the accounts. With the last of its pair, what the pair's rings took in
+    /// and never gave back is retired.
     fn close_account(&self, id: usize, index: u32) {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = rings.iter().position(|a| a.id == id) else { return };
-        let account = rings.swap_remove(at);
-        let passed = index.wrapping_sub(account.start);
-        match account.kind {
-            RingKind::Fill | RingKind::Tx => self.retired.fetch_add(passed, AcqRel),
-            RingKind::Rx | RingKind::Completion => {
-                self.retired.fetch_sub(passed.wrapping_sub(account.refused.load(Relaxed)), AcqRel)
-            }
-        };
+        let Some(at) = rings.open.iter().position(|a| a.id == id) else { return };
+        let account = rings.open.swap_remove(at);
+        let (pair, mut lent) = (account.pair, account.lent(index));
+        if let Some(at) = rings.closed.iter().position(|c| c.0 == pair) {
+            lent = lent.wrapping_add(rings.closed.swap_remove(at).1);
+        }
+        if rings.open.iter().any(|a| a.pair == pair) {
+            rings.closed.push((pair, lent));
+        } else {
+            self.retired.fetch_add(lent, AcqRel);
+        }
     }
 }
 
@@ -553,7 +596,10 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The next pair of `umem`; `None` when it has 32 767 already.
+    /// The most pairs of a UMEM.
+    pub const MAX: u32 = MAX_PAIRS as u32;
+
+    /// The next pair of `umem`; `None` when it has [`MAX`](Self::MAX) already.
     pub fn new(umem: &Umem) -> Option<Arc<Self>> {
         let mut pairs = umem.core().pairs.lock().unwrap_or_else(PoisonError::into_inner);
         let number = pairs.iter().position(|used| !used).unwrap_or(pairs.len());
@@ -580,7 +626,12 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        let mut pairs = self.umem.core().pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let core = self.umem.core();
+        // What the pair's rings never gave back must not come out of the next pair of this number.
+        if let Some(book) = &core.book {
+            book.lose(self.states());
+        }
+        let mut pairs = core.pairs.lock().unwrap_or_else(PoisonError::into_inner);
         pairs[self.number as usize] = false;
     }
 }
@@ -603,12 +654,20 @@ impl Ledgered {
         start: u32,
     ) -> Self {
         let refused = Arc::new(AtomicU32::new(0));
-        let id = pair.umem.core().open_account(kind, memory, start, refused.clone());
+        let id = pair.umem.core().open_account(pair.number, kind, memory, start, refused.clone());
         Self { pair: pair.clone(), refused, id }
     }
 
     pub(crate) fn close(&self, index: u32) {
         self.pair.umem.core().close_account(self.id, index);
+    }
+
+    /// Counts the entries of a guard that was forgotten.
+    #[inline(always)]
+    pub(crate) fn settle(&self, lost: u32) {
+        if lost != 0 {
+            self.pair.umem.core().forgotten.fetch_add(lost, Relaxed);
+        }
     }
 
     /// An entry came out of the ring and is none: count it, so that the sums stay true.
@@ -715,22 +774,27 @@ impl UmemBuilder {
             Ok(len) if bytes <= limit => len,
             _ => return Err(Error::new(doing, Cause::UmemTooLarge { bytes, limit })),
         };
-        let (memory, got) = match memory::allocate(len, self.pages) {
-            Ok(memory) => (memory, self.pages),
-            Err(_) if self.pages != PageSize::Ordinary && !self.require_pages => {
-                let memory = memory::allocate(len, PageSize::Ordinary)
-                    .map_err(|e| Error::with_errno(doing.clone(), Cause::OutOfMemory { bytes }, e))?;
-                (memory, PageSize::Ordinary)
+        let ordinary = || {
+            // The kernel would promise it, and kill processes to keep the promise when it is pinned.
+            if memory::available().is_some_and(|available| bytes > available) {
+                return Err(Error::new(doing.clone(), Cause::OutOfMemory { bytes }));
             }
-            Err(errno) => {
-                let cause = match self.pages {
-                    PageSize::Ordinary => Cause::OutOfMemory { bytes },
-                    pages => Cause::NoHugePages { pages, needed: bytes.div_ceil(pages.bytes() as u64) },
-                };
-                return Err(Error::with_errno(doing, cause, errno));
-            }
+            memory::allocate(len, PageSize::Ordinary)
+                .map(|memory| (memory, PageSize::Ordinary))
+                .map_err(|errno| Error::with_errno(doing.clone(), Cause::OutOfMemory { bytes }, errno))
         };
-        // SAFETY: the memory was just made for this UMEM alone.
+        let (memory, got) = match self.pages {
+            PageSize::Ordinary => ordinary()?,
+            pages => match memory::allocate(len, pages) {
+                Ok(memory) => (memory, pages),
+                Err(_) if !self.require_pages => ordinary()?,
+                Err(errno) => {
+                    let needed = bytes.div_ceil(pages.bytes() as u64);
+                    return Err(Error::with_errno(doing, Cause::NoHugePages { pages, needed }, errno));
+                }
+            },
+        };
+        // SAFETY: the memory was just made, zeroed, for this UMEM alone.
         Ok(unsafe { self.over(memory, got) })
     }
 
@@ -780,9 +844,10 @@ impl UmemBuilder {
             pairs: Mutex::default(),
             retired: AtomicU32::new(0),
             faults: FaultCounters::default(),
+            forgotten: AtomicU32::new(0),
             dropped: AtomicU64::new(0),
             orphaned: AtomicBool::new(false),
-            members: Mutex::default(),
+            members: std::sync::Mutex::default(),
         });
         home::enter(&core);
         let umem = Umem(Arc::new(Handle { core }));
@@ -800,6 +865,3 @@ impl UmemBuilder {
 pub(crate) const fn max_headroom(chunk: u32) -> u32 {
     chunk - XDP_PACKET_HEADROOM - 320 - 128
 }
-
-#[cfg(test)]
-mod tests;

@@ -265,10 +265,10 @@ fn a_sender_with_a_filled_ring_gets_its_frames_back_when_binding_fails() {
     let Some(bed) = bed(|b| b) else { return };
     let device = Device::open(&bed.a().name).unwrap();
     let (umem, mut pool) = Umem::builder().frames(64).build().unwrap();
-    Socket::builder(&device).queue(7).open_tx_filled(&umem, &mut pool, 32).unwrap_err();
+    Socket::builder(&device).queue(7).fill_from(&mut pool, 32).open_tx(&umem).unwrap_err();
     assert_eq!(pool.len(), 64);
     assert_eq!(umem.census().retired, 0);
-    let xsk = Socket::builder(&device).open_tx_filled(&umem, &mut pool, 32).unwrap();
+    let xsk = Socket::builder(&device).fill_from(&mut pool, 32).open_tx(&umem).unwrap();
     assert_eq!((pool.len(), umem.census().fill), (32, 32));
     drop(xsk);
     assert_eq!((umem.census().fill, umem.census().retired), (0, 32));
