@@ -119,7 +119,7 @@ struct Ground {
     device: Device,
     umem: Umem,
     pool: Pool,
-    builder: SocketBuilder,
+    builder: SocketBuilder<'static>,
 }
 
 impl Ground {
