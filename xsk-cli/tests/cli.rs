@@ -110,7 +110,7 @@ fn a_missing_interface_is_explained_in_words_and_as_json() {
         xsk(arguments).assert().code(1).stdout_eq("").stderr_eq(str![[r#"
 error: cannot open interface no-such-if: there is no interface no-such-if in this network namespace
    why: Interfaces belong to a network namespace, and this one has no such interface.
-    do: list the interfaces: xsk info
+    do: [..]
 kernel: No such device (os error 19)
 
 "#]]);
