@@ -112,8 +112,7 @@ impl Done {
 /// Receives and drops for as long as `go_on` says.
 fn receive(device: &Device, go_on: impl FnMut(&Counts) -> bool) -> Result<Done, Failure> {
     let (umem, mut pool) = umem()?;
-    let mut xsk = Socket::builder(device).open_rx(&umem)?;
-    xsk.fill.refill(&mut pool, FRAMES);
+    let mut xsk = Socket::builder(device).fill_from(&mut pool, FRAMES).open_rx(&umem)?;
     let program = DefaultProgram::attach(device, AttachMode::Best)?;
     program.insert(&xsk.socket)?;
     let start = Start::new("rxdrop", &xsk.socket, Some(program.mode()));
@@ -147,9 +146,7 @@ fn forward(
     go_on: impl FnMut(&Counts) -> bool,
 ) -> Result<Done, Failure> {
     let (umem, mut pool) = umem()?;
-    let mut xsk = Socket::builder(device).open(&umem)?;
-    budget_for(&xsk.socket, &xsk.tx, TURN.batch);
-    xsk.fill.refill(&mut pool, FRAMES);
+    let mut xsk = Socket::builder(device).fill_from(&mut pool, FRAMES).open(&umem)?;
     let program = DefaultProgram::attach(device, AttachMode::Best)?;
     program.insert(&xsk.socket)?;
     let start = Start::new(command, &xsk.socket, Some(program.mode()));

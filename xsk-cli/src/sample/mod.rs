@@ -169,8 +169,7 @@ pub(crate) fn budget_for(socket: &Socket, tx: &TxRing, batch: u32) {
 /// `xsk rxdrop`.
 pub(crate) fn run_rxdrop(args: &cli::Rxdrop) -> Result<(), Failure> {
     let Ground { device, umem, mut pool, builder } = Ground::prepare(&args.interface, &args.rings, true)?;
-    let mut xsk = builder.open_rx(&umem)?;
-    xsk.fill.refill(&mut pool, u32::MAX);
+    let mut xsk = builder.fill_from(&mut pool, u32::MAX).open_rx(&umem)?;
     let program = attach(&device, &xsk.socket, &args.attach)?;
 
     let socket = xsk.socket.clone();
@@ -213,9 +212,8 @@ pub(crate) fn run_txonly(args: &cli::Txonly) -> Result<(), Failure> {
 /// `xsk l2fwd`.
 pub(crate) fn run_l2fwd(args: &cli::L2fwd) -> Result<(), Failure> {
     let Ground { device, umem, mut pool, builder } = Ground::prepare(&args.interface, &args.rings, true)?;
-    let mut xsk = builder.open(&umem)?;
+    let mut xsk = builder.fill_from(&mut pool, u32::MAX).open(&umem)?;
     budget_for(&xsk.socket, &xsk.tx, args.rings.batch);
-    xsk.fill.refill(&mut pool, u32::MAX);
     let program = attach(&device, &xsk.socket, &args.attach)?;
 
     let socket = xsk.socket.clone();
