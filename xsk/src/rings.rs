@@ -237,6 +237,7 @@ impl FillRing {
     pub(crate) unsafe fn withdraw_into(&mut self, pool: &mut Pool) {
         // SAFETY: nobody takes entries, as promised; so each is still this side's to own.
         while let Some(addr) = unsafe { self.ring.withdraw() } {
+            // SAFETY: the entry that this side published, had back from the kernel untouched.
             if let Ok(frame) = unsafe { self.facts.frame(addr, self.state) } {
                 pool.put(frame);
             }
