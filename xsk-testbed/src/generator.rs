@@ -5,8 +5,8 @@
 //! end; millions a second arrive at the other without a system call each.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rustix::thread::CpuSet;
@@ -18,9 +18,9 @@ use crate::frame::number_offset;
 use crate::{End, Error};
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
-/// Frames a system call: long enough that its set-up counts for little, and a few milliseconds until
-/// a stop is heard.
-const CHUNK: u64 = 1 << 14;
+/// Runs of the program a system call. Ending a call takes the kernel up to 25 ms, which should count
+/// for little; but a thread that is to stop does so between two calls.
+const CHUNK: u64 = 1 << 20;
 /// `VLAN_HLEN` and the Ethernet header: what a frame may have beyond the MTU.
 const BEYOND_MTU: usize = 18;
 
@@ -41,20 +41,33 @@ pub struct Generator {
     shared: Arc<Program>,
 }
 
-/// The program, and the map with the next number.
+/// The program, and what it shares with us: array maps of one `u64`, since only the value of such a
+/// map has an address that a program can be given.
 #[derive(Debug)]
 struct Program {
     program: Handle,
-    /// An array map of one `u64`.
+    /// The next number.
     next: Handle,
+    /// The first number that is not to be sent. The program drops frames from there on, so that the
+    /// limit can be moved while a system call lasts.
+    limit: Handle,
 }
+
+/// The only key of the maps.
+const KEY: [u8; 4] = [0; 4];
 
 impl Program {
     fn next(&self) -> Result<u64, Error> {
         let mut next = [0; size_of::<u64>()];
-        lookup_map(self.next.as_fd(), &0u32.to_ne_bytes(), &mut next)
+        lookup_map(self.next.as_fd(), &KEY, &mut next)
             .map_err(Error::system("reading the generator's number"))?;
         Ok(u64::from_ne_bytes(next))
+    }
+
+    fn set_limit(&self, limit: u64) -> Result<(), Error> {
+        Linux
+            .update_map(self.limit.as_fd(), &KEY, &limit.to_ne_bytes(), 0)
+            .map_err(Error::system("limiting the generator"))
     }
 }
 
@@ -77,10 +90,16 @@ impl Load {
     }
 
     /// Never has more than `frames` on the way: it waits until [`Running::received`] has said that
-    /// they came, and goes on when half of them have.
+    /// they came. A short wait is spent spinning on the sending CPU.
     pub fn window(mut self, frames: u64) -> Self {
         self.window = Some(frames);
         self
+    }
+
+    /// The first number that may not be sent yet.
+    fn limit(self, first: u64, received: u64) -> u64 {
+        let window = self.window.map_or(u64::MAX, |window| received.saturating_add(window));
+        first.saturating_add(window.min(self.count.unwrap_or(u64::MAX)))
     }
 }
 
@@ -97,19 +116,20 @@ impl Generator {
         }
         let map = MapSpec {
             kind: BPF_MAP_TYPE_ARRAY,
-            key_size: 4,
+            key_size: KEY.len() as u32,
             value_size: size_of::<u64>() as u32,
             max_entries: 1,
             flags: 0,
             name: "xsk_generator",
         };
-        let next = Linux.create_map(&map).map_err(Error::system("making the generator's map"))?;
-        let instructions = &program(&frame[..at], from.ifindex, next.as_fd());
+        let make = || Linux.create_map(&map).map_err(Error::system("making the generator's maps"));
+        let (next, limit) = (make()?, make()?);
+        let instructions = &program(&frame[..at], from.ifindex, next.as_fd(), limit.as_fd());
         let mut log = String::new();
         let program = Linux
             .load_program(&ProgramSpec { instructions, flags: 0, name: "xsk_generator" }, &mut log)
             .map_err(|e| Error::Program { source: e.into(), log })?;
-        Ok(Self { from: from.clone(), frame, cpu: None, shared: Arc::new(Program { program, next }) })
+        Ok(Self { from: from.clone(), frame, cpu: None, shared: Arc::new(Program { program, next, limit }) })
     }
 
     /// Sends from this CPU.
@@ -137,31 +157,43 @@ impl Generator {
     }
 
     /// Sends `count` frames, and returns when they are sent.
+    ///
+    /// From 64 frames on the kernel takes about 25 ms to clean up after each call, so many bursts are
+    /// better one [`Load::window`].
     pub fn run(&mut self, count: u64) -> Result<(), Error> {
         let this = &*self;
         this.from.namespace.run(|| {
             this.pin()?;
-            this.send(count, || false)
+            let end = this.sent()? + count;
+            this.shared.set_limit(end)?;
+            // More than once only if the load is large, or a signal came.
+            loop {
+                match end - this.sent()? {
+                    0 => return Ok(()),
+                    left => this.inject(left)?,
+                }
+            }
         })?
     }
 
     /// Sends in the background, on a thread of its own.
     pub fn start(self, load: Load) -> Result<Running, Error> {
         let first = self.sent()?;
-        let control = Arc::new(Control::default());
+        let limit = load.limit(first, 0);
+        self.shared.set_limit(limit)?;
+        let control = Arc::new(Control { stop: AtomicBool::new(false), limit: AtomicU64::new(limit) });
         let program = self.shared.clone();
         let theirs = control.clone();
         let thread = thread::Builder::new()
             .name("xsk-generator".into())
             .spawn(move || {
-                let generator = self;
-                generator.from.namespace.enter()?;
-                generator.pin()?;
-                generator.work(load, &theirs)?;
-                Ok(generator)
+                self.from.namespace.enter()?;
+                self.pin()?;
+                self.work(load, first, &theirs)?;
+                Ok(self)
             })
             .map_err(Error::system("starting the generator's thread"))?;
-        Ok(Running { control, program, first, thread: Some(thread) })
+        Ok(Running { control, program, load, first, received: Mutex::new(0), thread: Some(thread) })
     }
 
     /// Moves the calling thread to the generator's CPU.
@@ -176,60 +208,47 @@ impl Generator {
     }
 
     /// Sends until the load is done or a stop is asked for.
-    fn work(&self, load: Load, control: &Control) -> Result<(), Error> {
-        let count = load.count.unwrap_or(u64::MAX);
-        let stop = || control.stop.load(Ordering::Relaxed);
-        let mut sent = 0;
-        while sent < count && !stop() {
-            let on_the_way =
-                |window| sent.saturating_sub(control.received.load(Ordering::Relaxed)).min(window);
-            let room = load.window.map_or(CHUNK, |window| window - on_the_way(window));
-            if room == 0 {
-                // `received` and `stop` unpark; one that came since the check above is remembered.
+    fn work(&self, load: Load, first: u64, control: &Control) -> Result<(), Error> {
+        let end = load.count.map_or(u64::MAX, |count| first.saturating_add(count));
+        loop {
+            let next = self.sent()?;
+            if next >= end || control.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if next >= control.limit.load(Ordering::Relaxed) {
+                // The window is used up, and stayed so for a while. `received` and `stop` unpark; one
+                // that came since the check above is remembered.
                 thread::park();
                 continue;
             }
-            let burst = room.min(count - sent).min(CHUNK);
-            self.send(burst, stop)?;
-            sent += burst;
+            // With a window some runs of the program send nothing: they wait for the limit to move.
+            self.inject(if load.window.is_some() { CHUNK } else { end - next })?;
         }
-        Ok(())
     }
 
-    /// Sends `count` frames from the calling thread, unless `stop` says so before.
-    fn send(&self, count: u64, stop: impl Fn() -> bool) -> Result<(), Error> {
-        let end = self.sent()? + count;
-        let mut left = count;
-        while left > 0 && !stop() {
-            let program = self.shared.program.as_fd();
-            match test_run(program, &self.frame, None, left.min(CHUNK) as u32, BPF_F_TEST_XDP_LIVE_FRAMES, 0)
-            {
-                Ok(_) => {}
-                // A signal: how many were sent, the map knows.
-                Err(Errno::INTR) => {}
-                Err(e) => {
-                    let doing = format!("generating frames of {} bytes", self.frame.len());
-                    return Err(Error::system(doing)(e));
-                }
-            }
-            left = end - self.sent()?;
+    /// Runs the program from the calling thread, this many times or as many as a system call may.
+    /// After a signal it was less; what was sent is known by the number.
+    fn inject(&self, times: u64) -> Result<(), Error> {
+        let times = times.min(CHUNK) as u32;
+        match test_run(self.shared.program.as_fd(), &self.frame, None, times, BPF_F_TEST_XDP_LIVE_FRAMES, 0) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(e) => Err(Error::system(format!("generating frames of {} bytes", self.frame.len()))(e)),
         }
-        Ok(())
     }
 }
 
-/// The program: writes headers and number, and redirects.
+/// The program: below the limit it writes headers and number, and redirects; else it drops.
 ///
 /// The kernel uses a frame's memory again as the receiver left it, so an echo, for example, would
 /// come back with its addresses swapped. Hence the headers are written anew each time.
-fn program(headers: &[u8], ifindex: u32, next: BorrowedFd<'_>) -> Vec<Insn> {
+fn program(headers: &[u8], ifindex: u32, next: BorrowedFd<'_>, limit: BorrowedFd<'_>) -> Vec<Insn> {
     const DATA: Reg = Reg::R2;
     const DATA_END: Reg = Reg::R3;
     const SCRATCH: Reg = Reg::R4;
     const NEXT: Reg = Reg::R5;
     const NUMBER: Reg = Reg::R6;
+    const LIMIT: Reg = Reg::R7;
 
-    let at = headers.len();
     let mut work = Vec::new();
     let mut words = headers.chunks_exact(4);
     let mut offset = 0;
@@ -243,8 +262,6 @@ fn program(headers: &[u8], ifindex: u32, next: BorrowedFd<'_>) -> Vec<Insn> {
         offset += 1;
     }
     // A load and a store do: one generator runs on one CPU at a time.
-    work.extend(asm::load_map_value(NEXT, next.as_raw_fd(), 0));
-    work.push(asm::load(Width::Dw, NUMBER, NEXT, 0));
     work.push(asm::alu(Alu::Mov, SCRATCH, NUMBER));
     work.push(asm::alu_imm(Alu::Add, SCRATCH, 1));
     work.push(asm::store(Width::Dw, NEXT, 0, SCRATCH));
@@ -258,20 +275,29 @@ fn program(headers: &[u8], ifindex: u32, next: BorrowedFd<'_>) -> Vec<Insn> {
     let mut insns = vec![
         asm::load(Width::W, DATA, Reg::R1, asm::XDP_MD_DATA),
         asm::load(Width::W, DATA_END, Reg::R1, asm::XDP_MD_DATA_END),
-        asm::alu(Alu::Mov, SCRATCH, DATA),
-        asm::alu_imm(Alu::Add, SCRATCH, (at + size_of::<u64>()) as i32),
-        asm::jump(Cond::Gt, SCRATCH, DATA_END, work.len() as i16),
     ];
+    insns.extend(asm::load_map_value(NEXT, next.as_raw_fd(), 0));
+    insns.push(asm::load(Width::Dw, NUMBER, NEXT, 0));
+    insns.extend(asm::load_map_value(LIMIT, limit.as_raw_fd(), 0));
+    insns.push(asm::load(Width::Dw, LIMIT, LIMIT, 0));
+    // The two jumps go past the work. No frame is too short, but the verifier must see it.
+    let past = work.len() as i16;
+    insns.extend([
+        asm::jump(Cond::Ge, NUMBER, LIMIT, past + 3),
+        asm::alu(Alu::Mov, SCRATCH, DATA),
+        asm::alu_imm(Alu::Add, SCRATCH, (headers.len() + size_of::<u64>()) as i32),
+        asm::jump(Cond::Gt, SCRATCH, DATA_END, past),
+    ]);
     insns.extend(work);
-    // Never reached, but the verifier must see that no frame is too short.
     insns.extend([asm::alu_imm(Alu::Mov, Reg::R0, asm::XDP_DROP), asm::exit()]);
     insns
 }
 
-#[derive(Debug, Default)]
+/// What the generator's thread must know between two system calls.
+#[derive(Debug)]
 struct Control {
     stop: AtomicBool,
-    received: AtomicU64,
+    limit: AtomicU64,
 }
 
 /// A generator at work in the background. Dropping it stops it.
@@ -279,7 +305,9 @@ struct Control {
 pub struct Running {
     control: Arc<Control>,
     program: Arc<Program>,
+    load: Load,
     first: u64,
+    received: Mutex<u64>,
     /// There until it is joined.
     thread: Option<JoinHandle<Result<Generator, Error>>>,
 }
@@ -291,9 +319,11 @@ impl Running {
     }
 
     /// Tells that `frames` more were received, or are known to be lost, so that a windowed load goes on.
-    pub fn received(&self, frames: u64) {
-        self.control.received.fetch_add(frames, Ordering::Relaxed);
-        self.wake();
+    pub fn received(&self, frames: u64) -> Result<(), Error> {
+        // Locked until the limit is set, so that a lower one never comes last.
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        *received = received.saturating_add(frames);
+        self.set_limit(self.load.limit(self.first, *received))
     }
 
     /// Whether it has nothing more to do: all was sent, or it failed.
@@ -306,22 +336,26 @@ impl Running {
         self.join()
     }
 
-    /// Stops it, within milliseconds.
+    /// Stops it: nothing is sent any more when this returns.
     pub fn stop(mut self) -> Result<Generator, Error> {
-        self.ask_to_stop();
+        self.ask_to_stop()?;
         self.join()
     }
 
-    fn ask_to_stop(&self) {
+    fn ask_to_stop(&self) -> Result<(), Error> {
         self.control.stop.store(true, Ordering::Relaxed);
-        self.wake();
+        // The system call that runs now does the rest of its work in vain, which is fast.
+        self.set_limit(0)
     }
 
-    fn wake(&self) {
+    fn set_limit(&self, limit: u64) -> Result<(), Error> {
+        self.control.limit.store(limit, Ordering::Relaxed);
+        let result = self.program.set_limit(limit);
         if let Some(thread) = &self.thread {
             // Unparking orders what was stored before it.
             thread.thread().unpark();
         }
+        result
     }
 
     fn join(&mut self) -> Result<Generator, Error> {
@@ -333,8 +367,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.ask_to_stop();
-            // What it failed with, nobody asked for.
+            // What either failed with, nobody asked for.
+            let _ = self.ask_to_stop();
             drop(self.thread.take().map(JoinHandle::join));
         }
     }

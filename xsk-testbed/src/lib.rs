@@ -57,7 +57,7 @@ pub use namespace::Namespace;
 pub use packet::PacketSocket;
 pub use sequence::Sequence;
 
-/// The environment variable that forbids [`bed`] to skip when it is `1`.
+/// The environment variable that, when it is `1`, forbids tests to be skipped: see [`can_run`].
 pub const REQUIRE: &str = "XSK_REQUIRE_TESTBED";
 
 /// Capabilities that making a testbed and its traffic takes.
@@ -82,7 +82,20 @@ pub fn available() -> Result<(), String> {
         .map_err(|e| format!("needs a kernel with AF_XDP (CONFIG_XDP_SOCKETS): {e}"))
 }
 
-/// A testbed for a test, or `None` where none can be made, after saying on standard error why.
+/// Whether a test can have a testbed; if not, it has been said on standard error why.
+///
+/// # Panics
+///
+/// Where the environment variable [`REQUIRE`] is `1`, instead of answering no.
+pub fn can_run() -> bool {
+    let Err(missing) = available() else { return true };
+    assert!(std::env::var_os(REQUIRE).is_none_or(|v| v != "1"), "{REQUIRE}=1, but the testbed {missing}");
+    // Not `eprintln`, which the test harness hides when a test passes.
+    let _ = writeln!(std::io::stderr(), "skipped: {missing}");
+    false
+}
+
+/// A testbed for a test, or `None` where it is to be skipped: see [`can_run`].
 ///
 /// ```no_run
 /// let Some(bed) = xsk_testbed::bed(|b| b.queues(2)) else { return };
@@ -90,14 +103,9 @@ pub fn available() -> Result<(), String> {
 ///
 /// # Panics
 ///
-/// If a testbed should be possible and its making fails; and, where the environment variable
-/// [`REQUIRE`] is `1`, instead of skipping.
+/// As [`can_run`]; and if a testbed should be possible, but its making fails.
 pub fn bed(configure: impl FnOnce(Builder) -> Builder) -> Option<Testbed> {
-    if let Err(missing) = available() {
-        assert!(std::env::var_os(REQUIRE).is_none_or(|v| v != "1"), "{REQUIRE}=1, but the testbed {missing}");
-        // Not `eprintln`, which the test harness hides when a test passes.
-        let _ = writeln!(std::io::stderr(), "skipped: {missing}");
-        return None;
-    }
-    Some(configure(Testbed::builder()).build().unwrap_or_else(|e| panic!("cannot make the testbed: {e}")))
+    let build =
+        || configure(Testbed::builder()).build().unwrap_or_else(|e| panic!("cannot make the testbed: {e}"));
+    can_run().then(build)
 }

@@ -11,7 +11,7 @@ use std::fmt;
 ///     seen.feed(n);
 /// }
 /// assert_eq!((seen.total(), seen.late(), seen.duplicates()), (5, 1, 1));
-/// assert_eq!(seen.gaps().collect::<Vec<_>>(), [3..4]);
+/// assert_eq!(seen.gaps().collect::<Vec<_>>(), vec![3..4]);
 /// assert!(!seen.is_exactly(5));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn late_numbers_fill_their_gap_from_any_side() {
         let mut seen = fed([0, 10]);
-        assert_eq!(seen.gaps().collect::<Vec<_>>(), [1..10]);
+        assert!(seen.gaps().eq(std::iter::once(1..10)));
         seen.extend([5, 1, 9, 4, 6]);
         assert_eq!(seen.gaps().collect::<Vec<_>>(), [2..4, 7..9]);
         seen.extend([2, 3, 7, 8]);

@@ -228,7 +228,7 @@ fn a_windowed_generator_loses_nothing() {
         let frame = watch.recv(SOON).unwrap().unwrap_or_else(|| panic!("stalled: {seen}"));
         seen.feed(number(&frame).unwrap());
         assert!(running.sent().unwrap() <= seen.total() + 128);
-        running.received(1);
+        running.received(1).unwrap();
     }
     assert!(seen.is_exactly(COUNT), "{seen}");
     assert_eq!(running.wait().unwrap().sent().unwrap(), COUNT);

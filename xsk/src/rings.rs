@@ -235,9 +235,9 @@ impl FillRing {
     /// The kernel is not at work on the ring: its socket was never bound.
     #[allow(unsafe_code)]
     pub(crate) unsafe fn withdraw_into(&mut self, pool: &mut Pool) {
-        // SAFETY: nobody takes entries, as promised; so each is still this side's to own.
+        // SAFETY: nobody takes entries, as promised.
         while let Some(addr) = unsafe { self.ring.withdraw() } {
-            // SAFETY: the entry that this side published, had back from the kernel untouched.
+            // SAFETY: the entry was pushed by this side and taken by nobody: the chunk is its own.
             if let Ok(frame) = unsafe { self.facts.frame(addr, self.state) } {
                 pool.put(frame);
             }

@@ -173,6 +173,9 @@ pub unsafe trait RawSocket: AsFd + Send + Sync + Debug {
 
     /// `poll` on this socket alone. `None` waits for ever. Returns `revents`.
     ///
+    /// Linux says nothing of a socket whose interface goes away or is switched off during the
+    /// wait; an implementation ends an endless wait then, with [`POLLERR`].
+    ///
     /// A kernel that can tell that nothing will ever end the wait answers `EDEADLK`.
     fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno>;
 }

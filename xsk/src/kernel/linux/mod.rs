@@ -6,20 +6,22 @@
 //! - `bpf`: maps, programs and links, by `bpf(2)`;
 //! - `device`: interfaces, by rtnetlink and the generic netlink family `netdev`, over the small
 //!   client in `netlink`;
-//! - `ethtool`: what only the ethtool ioctl tells.
+//! - `ethtool`: what only the ethtool ioctl tells;
+//! - `holders`: which processes have AF_XDP sockets.
 //!
 //! Everything happens in the network namespace of the calling thread: a socket stays in the one it
 //! was made in, and an interface index means what it means there. Nothing is cached, so one value
 //! serves threads in different namespaces.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::{Errno, Kernel};
 
 mod bpf;
 mod device;
 mod ethtool;
+mod holders;
 mod netlink;
 mod socket;
 
@@ -30,9 +32,11 @@ pub use bpf::{BPF_F_TEST_XDP_LIVE_FRAMES, TestRun, XdpMd, lookup_map, test_run};
 pub struct Linux;
 
 impl Linux {
-    /// The running kernel, as the library's upper floors take it.
+    /// The running kernel, as the library's upper floors take it: one value a process, so that
+    /// sockets can tell whether they are of the same kernel.
     pub fn kernel() -> Arc<dyn Kernel> {
-        Arc::new(Self)
+        static KERNEL: LazyLock<Arc<Linux>> = LazyLock::new(Arc::default);
+        KERNEL.clone()
     }
 }
 

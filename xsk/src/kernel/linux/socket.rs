@@ -13,7 +13,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{Linux, check};
 use crate::abi::{AF_XDP, SOL_XDP, SockaddrXdp, UmemReg, XDP_UMEM_REG, bytes_of};
-use crate::kernel::{Errno, Limits, Mapping, RawSocket, Sockets};
+use crate::kernel::{Errno, Holder, Limits, Mapping, POLLERR, RawSocket, Sockets};
 
 // SAFETY: the sockets are the kernel's own; see `RawSocket for Socket`.
 unsafe impl Sockets for Linux {
@@ -39,6 +39,10 @@ unsafe impl Sockets for Linux {
             bpf: initial && held.intersects(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
             ipc_lock: initial && held.contains(CapabilitySet::IPC_LOCK),
         }
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        super::holders::find()
     }
 }
 
@@ -158,11 +162,24 @@ unsafe impl RawSocket for Socket {
     /// A signal ends the wait with `EINTR`, whatever is left of the timeout, so that a program's
     /// handler for Ctrl-C has its say.
     fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno> {
-        // A timeout beyond what the kernel can count, 2^63 s, is for ever.
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut fds = [PollFd::new(&self.fd, PollFlags::from_bits_retain(events as u16))];
-        poll(&mut fds, timeout.as_ref())?;
-        Ok(fds[0].revents().bits() as i16)
+        /// How often an endless wait looks whether its interface is still there.
+        const LOOK: Duration = Duration::from_millis(500);
+        let endless = timeout.is_none();
+        // A timeout beyond what the kernel can count, 2^63 s, is for ever as well.
+        let timeout = Timespec::try_from(timeout.unwrap_or(LOOK)).ok();
+        loop {
+            let mut fds = [PollFd::new(&self.fd, PollFlags::from_bits_retain(events as u16))];
+            let ready = poll(&mut fds, timeout.as_ref())?;
+            if ready == 0 && endless {
+                // The kernel answers neither way while the interface is down or gone, and never
+                // will; an empty call does.
+                if let Err(Errno::NETDOWN | Errno::NXIO) = self.receive() {
+                    return Ok(POLLERR);
+                }
+                continue;
+            }
+            return Ok(fds[0].revents().bits() as i16);
+        }
     }
 }
 

@@ -1,0 +1,156 @@
+//! Everything that the simulated kernel knows, under one lock, and the steps that it takes.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::RawFd;
+use std::sync::{Arc, Weak};
+
+use xsk::kernel::Errno;
+use xsk::xdp::asm::{XDP_PASS, XDP_REDIRECT, XDP_TX};
+
+use crate::bpf::{Context, Program, XskMap};
+use crate::net::{Arrival, LinkId, Network};
+use crate::pool::{Pool, PoolId};
+use crate::socket::{Socket, SocketId};
+
+/// What a descriptor stands for.
+#[derive(Clone, Debug)]
+pub(crate) enum Object {
+    Socket(SocketId),
+    Map(Arc<XskMap>),
+    Program(Arc<Program>),
+    Link(LinkId),
+}
+
+/// The state of one simulated kernel.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) net: Network,
+    pub(crate) sockets: BTreeMap<SocketId, Socket>,
+    pub(crate) pools: BTreeMap<PoolId, Pool>,
+    /// Open descriptors.
+    pub(crate) files: HashMap<RawFd, Object>,
+    /// Every map that lives: a socket that closes leaves them.
+    pub(crate) maps: Vec<Weak<XskMap>>,
+    /// Every program that lives, by number.
+    pub(crate) programs: BTreeMap<u32, Weak<Program>>,
+    /// Pools without a socket, whose queue is not yet free: Linux frees it from a work queue.
+    releases: VecDeque<PoolId>,
+    /// The last number that was given out.
+    last: u64,
+    /// Sockets and pools that are gone. They hold memory of the program's, whose owners are not
+    /// to be dropped under the lock: they may call back.
+    pub(crate) dead: Dead,
+}
+
+/// What was removed and waits to be dropped outside the lock.
+#[derive(Debug, Default)]
+pub(crate) struct Dead {
+    sockets: Vec<Socket>,
+    pools: Vec<Pool>,
+}
+
+impl State {
+    /// A number that was never given out before.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// The socket of a handle, which exists for as long as the handle.
+    pub(crate) fn socket(&mut self, id: SocketId) -> &mut Socket {
+        self.sockets.get_mut(&id).expect("a socket lives as long as its file")
+    }
+
+    /// The map of an open descriptor.
+    pub(crate) fn map(&self, fd: RawFd) -> Result<Arc<XskMap>, Errno> {
+        match self.files.get(&fd) {
+            Some(Object::Map(map)) => Ok(map.clone()),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// The last descriptor of an object is about to be closed.
+    pub(crate) fn close(&mut self, fd: RawFd) {
+        match self.files.remove(&fd) {
+            Some(Object::Link(link)) => {
+                for device in self.net.devices.values_mut() {
+                    device.detach(link);
+                }
+            }
+            // The socket itself may live on, by what was mapped of it.
+            Some(Object::Socket(id)) => self.socket(id).event = None,
+            Some(Object::Map(_) | Object::Program(_)) | None => {}
+        }
+        self.maps.retain(|map| map.strong_count() > 0);
+        self.programs.retain(|_, program| program.strong_count() > 0);
+    }
+
+    /// Neither a descriptor nor a mapping of a socket is left.
+    pub(crate) fn release_socket(&mut self, id: SocketId) {
+        for map in self.maps.iter().filter_map(Weak::upgrade) {
+            map.forget(id);
+        }
+        if let Some(socket) = self.sockets.remove(&id) {
+            self.releases.extend(socket.pool);
+            self.dead.sockets.push(socket);
+        }
+    }
+
+    /// Frees the queue of a pool that no socket uses.
+    fn release_pool(&mut self, id: PoolId) {
+        let Some(pool) = self.pools.remove(&id) else { return };
+        if let Some(device) = self.net.devices.get_mut(&pool.device) {
+            device.queues[usize::from(pool.queue)].pool = None;
+        }
+        self.dead.pools.push(pool);
+    }
+
+    /// Frees every queue that waits for it, as Linux does sooner or later.
+    pub(crate) fn release_pools(&mut self) {
+        while let Some(pool) = self.releases.pop_front() {
+            self.release_pool(pool);
+        }
+    }
+
+    /// Removes a device, and what was on it.
+    pub(crate) fn remove_device(&mut self, index: u32) {
+        self.net.devices.remove(&index);
+        self.net.wire.retain(|arrival| arrival.device != index);
+        for socket in self.sockets.values_mut() {
+            socket.lose_device(index);
+        }
+    }
+
+    /// One thing happens; `false` when there is nothing to happen.
+    pub(crate) fn step(&mut self) -> bool {
+        if let Some(pool) = self.releases.pop_front() {
+            self.release_pool(pool);
+        } else if let Some(arrival) = self.net.wire.pop_front() {
+            self.arrive(arrival);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// A packet comes in from the wire.
+    fn arrive(&mut self, arrival: Arrival) {
+        let Arrival { device: ifindex, queue, mut packet } = arrival;
+        let Some(device) = self.net.devices.get_mut(&ifindex).filter(|device| device.up) else { return };
+        let Some(program) = device.program() else {
+            device.stack.push(packet);
+            return;
+        };
+        let outcome = program.run(&mut packet, Context { ifindex, queue });
+        match (outcome.verdict, outcome.target) {
+            (XDP_PASS, _) => device.stack.push(packet),
+            (XDP_TX, _) => {
+                // What the device can't send is dropped.
+                self.net.send(ifindex, queue, packet);
+            }
+            (XDP_REDIRECT, Some(socket)) => self.deliver(socket, ifindex, queue, &packet),
+            // XDP_DROP; XDP_ABORTED and what is no verdict are traced on Linux as well.
+            _ => {}
+        }
+    }
+}
