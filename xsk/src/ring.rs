@@ -18,6 +18,7 @@
 //! A batch is a guard. [`Slots`] publishes on drop what was written to it, and stores nothing when
 //! nothing was. [`Entries`] marks everything it holds as taken *before* it yields the first entry
 //! and gives back the rest on drop: forgetting a guard leaks entries and can never yield one twice.
+//! The next guard releases the slots of one that was forgotten, so that the ring goes on.
 
 use core::any::Any;
 use core::ptr::NonNull;
@@ -112,6 +113,9 @@ impl<T: Copy> RingMemory<T> {
     }
 
     /// Entries published and not yet consumed; `None` when the indices contradict each other.
+    ///
+    /// Each side gets a true answer. To anybody else who looks while both sides are at work, a
+    /// ring that was emptied and filled in between may seem to hold more than its size.
     pub fn filled(&self) -> Option<u32> {
         // The consumer first: the producer read later can only be further on.
         let consumer = self.consumer();
@@ -190,13 +194,9 @@ impl<T: Copy> Producer<T> {
     /// Nothing else works this side for as long as the value lives, and the other side follows
     /// the protocol above.
     pub unsafe fn new(memory: RingMemory<T>) -> Self {
-        Self {
-            next: memory.producer(),
-            room_end: memory.consumer().wrapping_add(memory.size),
-            mask: memory.size - 1,
-            slots: memory.slots,
-            memory,
-        }
+        // No room until the consumer's index was read, and checked.
+        let next = memory.producer();
+        Self { next, room_end: next, mask: memory.size - 1, slots: memory.slots, memory }
     }
 
     /// Room for entries, at least as much as was seen last; read anew when that is less than `want`.
@@ -297,6 +297,17 @@ impl<T: Copy> Slots<'_, T> {
         self.end.wrapping_sub(self.next)
     }
 
+    /// What was pushed, and will be published when the guard is dropped.
+    pub(crate) fn pushed(&self) -> impl Iterator<Item = T> {
+        let first = self.ring.next;
+        (0..self.next.wrapping_sub(first)).map(move |i| {
+            let slot = (first.wrapping_add(i) & self.mask) as usize;
+            // SAFETY: under the mask it is one of the ring's slots; it was written through this
+            // guard, and is this side's alone until the index passes it.
+            unsafe { self.slots.add(slot).as_ref().read() }
+        })
+    }
+
     /// Writes the next entry; `false` when there is no room left.
     #[inline(always)]
     #[must_use = "without room nothing was written"]
@@ -342,6 +353,8 @@ pub struct Consumer<T> {
     next: u32,
     /// The producer's index as last read.
     end: u32,
+    /// The shared index as last stored; equal to `next` unless a guard is alive or was forgotten.
+    released: u32,
     mask: u32,
     slots: NonNull<Slot<T>>,
     memory: RingMemory<T>,
@@ -359,7 +372,7 @@ impl<T: Copy> Consumer<T> {
     /// the protocol above.
     pub unsafe fn new(memory: RingMemory<T>) -> Self {
         let next = memory.consumer();
-        Self { next, end: next, mask: memory.size - 1, slots: memory.slots, memory }
+        Self { next, end: next, released: next, mask: memory.size - 1, slots: memory.slots, memory }
     }
 
     /// Entries to take: as many as were seen last, read anew when that is none.
@@ -387,12 +400,33 @@ impl<T: Copy> Consumer<T> {
     /// Takes up to `n` entries. What the guard does not yield stays in the ring.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Entries<'_, T> {
+        self.settle();
         let n = self.available().min(n);
         let next = self.next;
         // Taken until proven otherwise: were the guard forgotten, the entries would be lost, and
         // not be yielded by the next call as well.
         self.next = next.wrapping_add(n);
         Entries { first: next, next, end: self.next, mask: self.mask, slots: self.slots, ring: self }
+    }
+
+    /// Releases the entries of a guard that was forgotten; returns how many it held.
+    ///
+    /// They are lost, but their slots must not be: the other side could never fill them again.
+    /// [`take`](Self::take) does this first.
+    #[inline(always)]
+    pub fn settle(&mut self) -> u32 {
+        let lost = self.next.wrapping_sub(self.released);
+        if lost != 0 {
+            self.release_forgotten();
+        }
+        lost
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn release_forgotten(&mut self) {
+        self.released = self.next;
+        self.memory.word(self.memory.consumer).store(self.next, Release);
     }
 
     /// Index of the next entry: how many were consumed since index 0, modulo 2^32.
@@ -474,6 +508,7 @@ impl<T: Copy> Drop for Entries<'_, T> {
     fn drop(&mut self) {
         self.ring.next = self.next;
         if self.next != self.first {
+            self.ring.released = self.next;
             self.ring.memory.word(self.ring.memory.consumer).store(self.next, Release);
         }
     }

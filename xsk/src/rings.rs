@@ -67,9 +67,9 @@ macro_rules! typed_ring {
             ///
             /// # Safety
             ///
-            /// The ring belongs to `pair` and holds only what its UMEM's frames put there; nothing
-            /// else works the program's side; and the other side keeps the promises of
-            /// [`RawSocket`](crate::kernel::RawSocket).
+            /// The ring belongs to `pair`, which has no other ring of this kind, and holds only what
+            /// its UMEM's frames put there; nothing else works the program's side; and the other
+            /// side keeps the promises of [`RawSocket`](crate::kernel::RawSocket).
             #[allow(unsafe_code)]
             pub unsafe fn over(memory: RingMemory<$entry>, pair: &Arc<Pair>) -> Self {
                 // SAFETY: as promised by the caller.
@@ -133,6 +133,7 @@ impl RxRing {
     /// Takes up to `n` packets. Those that the guard does not yield stay in the ring.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Packets<'_> {
+        self.account.settle(self.ring.settle());
         Packets { entries: self.ring.take(n), facts: self.facts, state: self.state, account: &self.account }
     }
 }
@@ -150,6 +151,7 @@ impl CompletionRing {
     /// [`Umem::index`] tells which one a frame is.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Frames<'_> {
+        self.account.settle(self.ring.settle());
         Frames { entries: self.ring.take(n), facts: self.facts, state: self.state, account: &self.account }
     }
 
@@ -475,7 +477,6 @@ impl FillSlots<'_> {
         }
         let Some(offset) = self.facts.offset(&frame) else { return Err(PushError::Foreign(frame)) };
         let _ = frame.into_raw();
-        self.facts.ledger.give(offset, self.state);
         // SAFETY: there is room.
         unsafe { self.slots.push_unchecked(offset) };
         Ok(())
@@ -490,9 +491,18 @@ impl FillSlots<'_> {
         // A frame of another UMEM is dropped here, and so sent home.
         let Some(offset) = self.facts.offset(&frame) else { return };
         let _ = frame.into_raw();
-        self.facts.ledger.give(offset, self.state);
         // SAFETY: there is room.
         unsafe { self.slots.push_unchecked(offset) };
+    }
+}
+
+impl Drop for FillSlots<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // The kernel may have the frames from here on; `slots`, dropped next, publishes them.
+        if self.facts.ledger.is_on() {
+            self.slots.pushed().for_each(|addr| self.facts.ledger.give(addr, self.state));
+        }
     }
 }
 
@@ -540,9 +550,18 @@ impl TxSlots<'_> {
         let Some(at) = self.facts.offset(packet.frame()) else { return };
         let (frame, len, offset, options) = packet.into_parts();
         let _ = frame.into_raw();
-        self.facts.ledger.give(at, self.state);
         let addr = at + u64::from(offset);
         // SAFETY: there is room.
         unsafe { self.slots.push_unchecked(Descriptor { addr, len, options: u32::from(options) }) };
+    }
+}
+
+impl Drop for TxSlots<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // The kernel may have the packets from here on; `slots`, dropped next, publishes them.
+        if self.facts.ledger.is_on() {
+            self.slots.pushed().for_each(|entry| self.facts.ledger.give(entry.addr, self.state));
+        }
     }
 }

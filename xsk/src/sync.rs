@@ -1,8 +1,9 @@
-//! The atomics that the rings, the ledger and the depot are made of; loom's under `--cfg loom`.
+//! The atomics and locks that the rings, the ledger and the depot are made of; loom's under `--cfg loom`.
 
 #[cfg(not(loom))]
 mod imp {
-    pub(crate) use std::sync::atomic::{AtomicU16, AtomicU32, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, fence};
+    pub(crate) use std::sync::{Mutex, MutexGuard, RwLock};
 
     /// One entry of a ring: memory that the two sides write and read in turn.
     #[repr(transparent)]
@@ -33,7 +34,8 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub(crate) use loom::sync::atomic::{AtomicU16, AtomicU32, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, fence};
+    pub(crate) use loom::sync::{Mutex, MutexGuard, RwLock};
 
     /// One entry of a ring, watched by loom.
     #[derive(Debug)]

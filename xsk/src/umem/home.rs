@@ -8,10 +8,11 @@
 //! handles keeps the memory, and the last such frame releases it.
 
 use core::ptr::NonNull;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use super::Core;
 use super::frame::Frame;
+use crate::sync::RwLock;
 
 struct Home {
     start: usize,
@@ -19,7 +20,13 @@ struct Home {
     core: Arc<Core>,
 }
 
+#[cfg(not(loom))]
 static HOMES: RwLock<Vec<Home>> = RwLock::new(Vec::new());
+// Each execution that loom explores has a register of its own.
+#[cfg(loom)]
+loom::lazy_static! {
+    static ref HOMES: RwLock<Vec<Home>> = RwLock::new(Vec::new());
+}
 
 /// Enters a UMEM that has just been made.
 pub(super) fn enter(core: &Arc<Core>) {

@@ -7,18 +7,20 @@
 //!
 //! No read-modify-write is needed, because every state has one party that may end it:
 //!
-//! - `HELD` ends when a chunk is pushed, and pushing needs the `Frame`, of which there is one.
+//! - `HELD` ends when a batch with the chunk is published, and pushing takes the `Frame`, of which
+//!   there is one. (A batch that is forgotten leaks its frames: nobody was lent them.)
 //! - The state of a FILL or TX ring ends when the chunk comes out of *that pair's* RX or
-//!   COMPLETION ring, which one thread at a time works. A chunk that comes out of any other ring
-//!   is refused.
+//!   COMPLETION ring, of which there is one each, worked by one thread at a time. A chunk that
+//!   comes out of any other ring is refused.
 //!
-//! So a thread that reads its own ring's state knows that the chunk was pushed after it was last
-//! taken, and that nobody but itself can take it now. The store that pushes is a release, the load
+//! So a thread that reads its own ring's state knows that the chunk was lent after it was last
+//! taken, and that nobody but itself can take it now. The store that lends is a release, the load
 //! that takes an acquire: what the pusher wrote into the chunk happened before, even when a broken
 //! kernel hands the address over with no ordering of its own.
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::Arc;
 
 use crate::sync::AtomicU16;
 
@@ -44,7 +46,8 @@ impl States {
 /// The states of a UMEM's chunks, as its owner keeps them.
 #[derive(Debug)]
 pub(crate) struct Book {
-    states: Box<[AtomicU16]>,
+    /// Shared rather than boxed: a box would claim to be the only way to what rings point to.
+    states: Arc<[AtomicU16]>,
 }
 
 impl Book {
@@ -76,6 +79,12 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) const OFF: Self = Self { states: None, shift: 0 };
+
+    /// Whether there is a ledger.
+    #[inline(always)]
+    pub(crate) fn is_on(self) -> bool {
+        self.states.is_some()
+    }
 
     /// The chunk at `addr` is given up: it belongs to the ring of `state` from here on.
     #[inline(always)]

@@ -26,13 +26,13 @@ mod pool;
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use crate::abi::{RingKind, XDP_PACKET_HEADROOM, XDP_UMEM_MIN_CHUNK_SIZE};
 use crate::error::{Cause, Doing, Error};
 use crate::kernel::{Mapping, RawSocket};
 use crate::ring::RingMemory;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard};
 use ledger::{Book, Ledger, MAX_PAIRS, States};
 
 pub(crate) use frame::{Facts, Wrong};
@@ -77,6 +77,8 @@ pub(crate) struct Core {
     /// Frames that rings which are gone had taken in and not given back, modulo 2^32.
     retired: AtomicU32,
     faults: FaultCounters,
+    /// Entries that guards held which were forgotten.
+    forgotten: AtomicU32,
     dropped: AtomicU64,
     orphaned: AtomicBool,
     /// Sockets that have this UMEM: one of them lends it to the next.
@@ -172,7 +174,8 @@ impl Faults {
 /// Where every chunk of a UMEM is, in frames.
 ///
 /// Rings are counted as published, so a census is exact when no batch is open and the kernel is at
-/// rest, and close to it at any other time.
+/// rest, and close to it at any other time. A guard that is forgotten leaves its batch open until
+/// the next one of its ring; frames that are lost with it count as the program's for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Census {
@@ -196,8 +199,11 @@ pub struct Census {
     pub retired: u32,
     /// In the program's hands, as frames and packets: what is not elsewhere.
     pub program: i64,
-    /// Frames that the ledger says the program owns; it must equal pools + depot + program.
+    /// Frames that the ledger says the program owns: pools + depot + program, less those that were
+    /// lost with a forgotten guard of RX or COMPLETION.
     pub ledger_held: Option<u32>,
+    /// Entries of RX and COMPLETION in guards that were forgotten: so many frames at most are lost.
+    pub forgotten: u32,
     /// Frames and packets that were dropped instead of being put into a pool, since the start.
     pub dropped: u64,
     /// What the kernel handed back and was refused.
@@ -215,7 +221,7 @@ impl Census {
         }
         let held = i64::from(self.pools) + i64::from(self.depot) + self.program;
         match self.ledger_held {
-            Some(ledger) if i64::from(ledger) != held => {
+            Some(ledger) if !(0..=i64::from(self.forgotten)).contains(&(held - i64::from(ledger))) => {
                 Some(format!("the ledger has {ledger} frames with the program, the census {held}: {self:?}"))
             }
             _ => None,
@@ -251,6 +257,11 @@ impl Umem {
     /// Bytes of memory.
     pub fn size(&self) -> u64 {
         self.core().facts.size
+    }
+
+    /// The memory: what a kernel registers. Reaching into it is unsafe, as its frames own it.
+    pub fn memory(&self) -> &Mapping {
+        self.core().memory()
     }
 
     /// The pages that were asked for.
@@ -483,6 +494,7 @@ impl Core {
                 - i64::from(retired as i32)
                 - lent,
             ledger_held: self.book.as_ref().map(Book::held),
+            forgotten: self.forgotten.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
             faults: self.faults.read(),
         }
@@ -611,6 +623,14 @@ impl Ledgered {
         self.pair.umem.core().close_account(self.id, index);
     }
 
+    /// Counts the entries of a guard that was forgotten.
+    #[inline(always)]
+    pub(crate) fn settle(&self, lost: u32) {
+        if lost != 0 {
+            self.pair.umem.core().forgotten.fetch_add(lost, Relaxed);
+        }
+    }
+
     /// An entry came out of the ring and is none: count it, so that the sums stay true.
     #[cold]
     #[inline(never)]
@@ -730,7 +750,7 @@ impl UmemBuilder {
                 return Err(Error::with_errno(doing, cause, errno));
             }
         };
-        // SAFETY: the memory was just made for this UMEM alone.
+        // SAFETY: the memory was just made, zeroed, for this UMEM alone.
         Ok(unsafe { self.over(memory, got) })
     }
 
@@ -780,6 +800,7 @@ impl UmemBuilder {
             pairs: Mutex::default(),
             retired: AtomicU32::new(0),
             faults: FaultCounters::default(),
+            forgotten: AtomicU32::new(0),
             dropped: AtomicU64::new(0),
             orphaned: AtomicBool::new(false),
             members: Mutex::default(),

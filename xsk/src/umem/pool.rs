@@ -3,7 +3,8 @@
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+
+use crate::sync::AtomicU32;
 
 use super::{Facts, Fault, Frame, Packet, Umem};
 
