@@ -33,6 +33,10 @@ impl Kernel for Sim {
     fn name(&self) -> &'static str {
         "sim"
     }
+
+    fn identity(&self) -> usize {
+        Arc::as_ptr(&self.state).addr()
+    }
 }
 
 // SAFETY: see `SimSocket`.

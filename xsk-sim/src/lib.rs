@@ -46,11 +46,16 @@
 //! | options of `SOL_SOCKET`, but for `SO_ERROR` and `SO_BINDTODEVICE` | `ENOPROTOOPT` |
 //! | maps other than the XSKMAP | `EINVAL` |
 //! | helpers other than `bpf_map_lookup_elem` and `bpf_redirect_map`, atomics, calls between functions | `EINVAL` |
+//! | flags of a program, but for `BPF_F_XDP_HAS_FRAGS` | `EINVAL` |
 //! | pinning | `EOPNOTSUPP` |
 //!
 //! There are no limits of memory, and no rights to lack. An index in a ring that contradicts the
 //! ring's size shows the kernel nothing; Linux would read stale entries. There is no verifier:
 //! what it would refuse to load aborts here when it happens (`XDP_ABORTED`).
+//!
+//! # Other kernels
+//!
+//! Older kernels, and kernels that break their promises, are played by a wrapper: see [`wrap`].
 //!
 //! # Example
 //!
@@ -78,6 +83,8 @@ mod socket;
 mod state;
 #[allow(unsafe_code)]
 mod umem;
+#[allow(unsafe_code)]
+pub mod wrap;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -138,6 +145,15 @@ impl Sim {
     /// The kernel, as `xsk` takes it.
     pub fn kernel(&self) -> Arc<dyn Kernel> {
         Arc::new(self.clone())
+    }
+
+    /// One of the devices, as a program opens it: in place of `xsk::Device::open`.
+    ///
+    /// # Errors
+    ///
+    /// [`xsk::Cause::NoSuchInterface`].
+    pub fn device(&self, name: &str) -> xsk::Result<xsk::Device> {
+        xsk::Device::open_on(self.kernel(), name)
     }
 
     /// Puts a packet on the wire to a device. It arrives at a step, on queue 0.

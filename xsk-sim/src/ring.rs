@@ -45,7 +45,8 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    fn allocate(bytes: usize) -> Result<Self, Errno> {
+    /// At least `bytes`, zeroed.
+    pub(crate) fn allocate(bytes: usize) -> Result<Self, Errno> {
         let layout = Layout::from_size_align(bytes.next_multiple_of(PAGE_SIZE), PAGE_SIZE)
             .map_err(|_| Errno::NOMEM)?;
         // SAFETY: the layout is not empty: a ring has a header.

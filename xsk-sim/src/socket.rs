@@ -22,7 +22,7 @@ use crate::state::{Object, State};
 use crate::umem::Umem;
 
 /// `POLLRDNORM`: what the kernel tells along with `POLLIN`.
-const POLLRDNORM: i16 = 0x040;
+pub(crate) const POLLRDNORM: i16 = 0x040;
 /// `POLLWRNORM`: what the kernel tells along with `POLLOUT`.
 const POLLWRNORM: i16 = 0x100;
 

@@ -73,8 +73,10 @@ impl Umem {
             return Err(Errno::OPNOTSUPP);
         }
         // Linux finds out while it pins the pages.
-        let start = reg.addr.checked_sub(memory.base().as_ptr().addr() as u64).ok_or(Errno::FAULT)? as usize;
-        let end = start.checked_add(reg.len as usize).ok_or(Errno::FAULT)?;
+        let (addr, size) = (usize::try_from(reg.addr), usize::try_from(reg.len));
+        let (Ok(addr), Ok(size)) = (addr, size) else { return Err(Errno::FAULT) };
+        let start = addr.checked_sub(memory.base().addr().get()).ok_or(Errno::FAULT)?;
+        let end = start.checked_add(size).ok_or(Errno::FAULT)?;
         if end > memory.len() {
             return Err(Errno::FAULT);
         }

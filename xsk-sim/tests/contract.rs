@@ -462,6 +462,7 @@ fn maps_are_checked_as_on_linux() {
         ("empty", MapSpec { max_entries: 0, ..good }, Some(Errno::INVAL)),
         ("BPF_F_NO_PREALLOC", MapSpec { flags: 1, ..good }, Some(Errno::INVAL)),
         ("read-only and write-only", MapSpec { flags: 3 << 3, ..good }, Some(Errno::INVAL)),
+        ("BPF_F_RDONLY_PROG", MapSpec { flags: 1 << 7, ..good }, Some(Errno::INVAL)),
         ("long name", MapSpec { name: "a_name_of_16_byt", ..good }, Some(Errno::INVAL)),
         ("odd name", MapSpec { name: "a-b", ..good }, Some(Errno::INVAL)),
     ];
@@ -480,6 +481,8 @@ fn maps_are_checked_as_on_linux() {
         ("flags before key", 2, -1, 3, Err(Errno::INVAL)),
         ("key before descriptor", 2, -1, 0, Err(Errno::TOOBIG)),
         ("no descriptor", 0, -1, 0, Err(Errno::BADF)),
+        ("no descriptor before an empty slot", 0, -1, 2, Err(Errno::BADF)),
+        ("BPF_F_LOCK", 0, a, 4, Err(Errno::INVAL)),
         ("no socket", 0, of_map, 0, Err(Errno::NOTSOCK)),
         ("EXIST on an empty slot", 0, a, 2, Err(Errno::NOENT)),
         ("NOEXIST on an empty slot", 0, a, 1, Ok(())),
@@ -536,7 +539,7 @@ fn attaching_is_checked_as_on_linux() {
         ("two modes", 1, skb | drv, Errno::INVAL),
         ("UPDATE_IF_NOEXIST", 1, 1, Errno::INVAL),
         ("REPLACE", 1, 1 << 4, Errno::INVAL),
-        ("offload", 1, hardware, Errno::OPNOTSUPP),
+        ("offload", 1, hardware, Errno::INVAL),
     ] {
         assert_eq!(attach(ifindex, flags).err(), Some(wanted), "{what}");
     }

@@ -373,6 +373,7 @@ fn readable(port: &Port) -> bool {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs poll(2)")]
 fn the_descriptor_is_readable_while_rx_has_packets() {
     let sim = Sim::new();
     let kernel = sim.kernel();

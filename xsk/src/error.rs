@@ -304,6 +304,13 @@ pub enum Cause {
     #[error("the UMEM belongs to a socket of another kernel")]
     OtherKernel,
 
+    /// The driver sends in zero copy only beside an XDP program.
+    #[error("{} sends in zero copy only while an XDP program is attached", driver.as_deref().map_or("the driver".into(), |d| format!("the driver {d}")))]
+    NeedsProgram {
+        /// The driver's name, where it is known.
+        driver: Option<String>,
+    },
+
     /// The interface is switched off.
     #[error("the interface is down")]
     InterfaceDown,
@@ -441,6 +448,10 @@ impl Cause {
             }
             Self::SharedMode { .. } => "Sockets that share a UMEM take over the mode of the first.",
             Self::OtherKernel => "A UMEM is registered with one kernel.",
+            Self::NeedsProgram { .. } => {
+                "It sets up the queues that zero copy uses together with the program, also for a socket \
+                 that only sends (igb, ixgbe, i40e and ice do)."
+            }
             Self::InterfaceDown => "Nothing is sent or received before it is switched on.",
             Self::InterfaceGone => "Its sockets are unbound for good.",
             Self::NoSuchSlot { .. } => "An XSKMAP has a fixed number of slots.",
@@ -511,6 +522,9 @@ impl Cause {
             }
             Self::SharedMode { .. } => "ask for the same mode, or let it be chosen, or use a UMEM of its own".into(),
             Self::OtherKernel => "make a UMEM for each kernel".into(),
+            Self::NeedsProgram { .. } => {
+                "attach one, such as the default program with an empty map, or use copy mode".into()
+            }
             Self::InterfaceDown => "switch it on: ip link set INTERFACE up".into(),
             Self::InterfaceGone => "open the interface and its sockets again when it is back".into(),
             Self::NoSuchSlot { .. } => "use a lower index, or make the map larger".into(),

@@ -3,7 +3,7 @@
 //! ```
 //! use xsk::{Socket, Umem};
 //! # let sim = xsk_sim::Sim::new();
-//! # let device = xsk::Device::open_on(sim.kernel(), "sim0")?;
+//! # let device = sim.device("sim0")?;
 //! // With a real interface: let device = xsk::Device::open("eth0")?;
 //! let (umem, mut pool) = Umem::builder().frames(256).chunk_size(2048).build()?;
 //! let mut xsk = Socket::builder(&device).queue(0).open(&umem)?;
@@ -29,13 +29,13 @@ use core::mem::size_of;
 use core::ptr::NonNull;
 use core::time::Duration;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::abi::{
     self, AF_XDP, BindFlags, MmapOffsets, RingKind, RingOffset, SOL_XDP, SockaddrXdp, UmemReg, XdpStatistics,
 };
-use crate::device::Device;
+use crate::device::{Device, DeviceInfo};
 use crate::error::{Cause, Doing, Error, Result};
 use crate::kernel::{Errno, Mapping, POLLERR, POLLIN, POLLOUT, RawSocket};
 use crate::ring::RingMemory;
@@ -84,6 +84,8 @@ struct Shared {
     queue: u32,
     zero_copy: bool,
     receives: bool,
+    /// FILL of a socket that only sends: it holds the frames that a driver wanted there.
+    _fill: Option<Mutex<FillRing>>,
 }
 
 /// A socket that receives and sends, with its four rings.
@@ -127,7 +129,9 @@ pub struct TxOnly {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "after anything but `Done` something is left in TX"]
 pub enum Sent {
-    /// The kernel took all that was in TX, or has it under way.
+    /// The kernel took all that was in TX, or has it under way. Two exceptions show in
+    /// [`TxRing::pending`]: in copy mode every kernel stops at an invalid descriptor, and older ones
+    /// also where COMPLETION is full, without a word.
     Done,
     /// Something is left in TX: take frames from COMPLETION, and send again. In copy mode a send
     /// transmits 32 packets at most unless the budget was raised.
@@ -176,7 +180,7 @@ pub struct Statistics {
 
 impl Socket {
     /// Begins a socket on `device`: queue 0, rings of 2048, any mode, unless told otherwise.
-    pub fn builder(device: &Device) -> SocketBuilder {
+    pub fn builder(device: &Device) -> SocketBuilder<'static> {
         SocketBuilder {
             device: device.clone(),
             queue: 0,
@@ -187,6 +191,7 @@ impl Socket {
             mode: Mode::Any,
             need_wakeup: true,
             release_timeout: Duration::from_secs(1),
+            fill_from: None,
         }
     }
 
@@ -219,7 +224,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`]. What is in TX stays there.
+    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`], [`Cause::NeedsProgram`]. What is in TX
+    /// stays there.
     #[inline]
     pub fn send(&self) -> Result<Sent> {
         match self.0.raw.send() {
@@ -287,11 +293,22 @@ impl Socket {
     fn gone(&self, doing: Doing, errno: Errno) -> Error {
         let cause = match errno {
             Errno::NETDOWN => Cause::InterfaceDown,
+            Errno::INVAL | Errno::NXIO if self.lacks_program() => {
+                let driver = self.0.device.info().ok().and_then(|i| i.driver().map(str::to_owned));
+                Cause::NeedsProgram { driver }
+            }
             Errno::NXIO | Errno::NODEV => Cause::InterfaceGone,
             Errno::DEADLK => Cause::Deadlock,
             errno => Cause::Unexpected(errno),
         };
         Error::with_errno(doing, cause, errno)
+    }
+
+    /// In zero copy, several drivers answer a wake-up without a program so: `EINVAL` or `ENXIO`.
+    #[cold]
+    fn lacks_program(&self) -> bool {
+        let lacks = |info: DeviceInfo| info.is_up() && info.programs().is_empty();
+        self.0.zero_copy && self.0.device.info().is_ok_and(lacks)
     }
 
     /// The socket's counters.
@@ -352,9 +369,9 @@ impl fmt::Debug for Socket {
 }
 
 /// Makes a socket.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use = "nothing is made before one of the `open` functions"]
-pub struct SocketBuilder {
+pub struct SocketBuilder<'p> {
     device: Device,
     queue: u32,
     rx: u32,
@@ -364,17 +381,26 @@ pub struct SocketBuilder {
     mode: Mode,
     need_wakeup: bool,
     release_timeout: Duration,
+    fill_from: Option<(&'p mut Pool, u32)>,
+}
+
+/// A bound socket with the rings that were asked for, before it is given its shape.
+struct Bound {
+    shared: Shared,
+    fill: FillRing,
+    rx: Option<RxRing>,
+    tx: Option<TxRing>,
+    completion: Option<CompletionRing>,
 }
 
 /// What the rings of a socket are mapped from.
-struct Mapped {
-    raw: Arc<dyn RawSocket>,
-    pair: Arc<Pair>,
+struct Maps<'a> {
+    raw: &'a Arc<dyn RawSocket>,
     offsets: MmapOffsets,
     has_flags: bool,
 }
 
-impl SocketBuilder {
+impl<'p> SocketBuilder<'p> {
     /// The queue to bind to (default 0).
     pub fn queue(mut self, queue: u32) -> Self {
         self.queue = queue;
@@ -430,6 +456,16 @@ impl SocketBuilder {
         self
     }
 
+    /// Puts up to `frames` frames from `pool` into FILL before the socket is bound.
+    ///
+    /// Fill it this way rather than later: in zero copy a driver takes its first frames when the
+    /// queue is started, and some (igb) don't look again before they are woken
+    /// ([`Socket::wake_rx`]). A socket that only sends needs none, except that some drivers (ice,
+    /// i40e) start a zero-copy queue only where FILL has something.
+    pub fn fill_from(self, pool: &'p mut Pool, frames: u32) -> Self {
+        Self { fill_from: Some((pool, frames)), ..self }
+    }
+
     /// Makes a socket that receives and sends.
     ///
     /// # Errors
@@ -440,22 +476,14 @@ impl SocketBuilder {
     /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::NoSuchInterface`],
     /// [`Cause::NoSuchQueue`], [`Cause::QueueBusy`], [`Cause::QueueTaken`],
     /// [`Cause::ZeroCopyUnsupported`], [`Cause::ZeroCopyMtu`], [`Cause::ZeroCopyRefused`],
-    /// [`Cause::SharedMode`], [`Cause::KernelTooOld`].
-    #[allow(unsafe_code)]
+    /// [`Cause::SharedMode`], [`Cause::KernelTooOld`]. Frames that were to fill FILL are back in
+    /// their pool then.
     pub fn open(self, umem: &Umem) -> Result<RxTx> {
-        let (socket, mapped) = self.bind(umem, true, true, None)?;
-        // SAFETY: fresh rings of a socket that nothing else knows.
-        unsafe {
-            Ok(RxTx {
-                fill: FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair),
-                rx: RxRing::over(mapped.ring(RingKind::Rx, self.rx)?, &mapped.pair),
-                tx: TxRing::over(mapped.ring(RingKind::Tx, self.tx)?, &mapped.pair),
-                completion: CompletionRing::over(
-                    mapped.ring(RingKind::Completion, self.completion)?,
-                    &mapped.pair,
-                ),
-                socket,
-            })
+        match self.bind(umem, true, true)? {
+            Bound { shared, fill, rx: Some(rx), tx: Some(tx), completion: Some(completion) } => {
+                Ok(RxTx { socket: Socket(Arc::new(shared)), fill, rx, tx, completion })
+            }
+            _ => unreachable!("all rings were asked for"),
         }
     }
 
@@ -464,52 +492,36 @@ impl SocketBuilder {
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    #[allow(unsafe_code)]
     pub fn open_rx(self, umem: &Umem) -> Result<RxOnly> {
-        let (socket, mapped) = self.bind(umem, true, false, None)?;
-        // SAFETY: fresh rings of a socket that nothing else knows.
-        unsafe {
-            Ok(RxOnly {
-                fill: FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair),
-                rx: RxRing::over(mapped.ring(RingKind::Rx, self.rx)?, &mapped.pair),
-                socket,
-            })
+        match self.bind(umem, true, false)? {
+            Bound { shared, fill, rx: Some(rx), .. } => {
+                Ok(RxOnly { socket: Socket(Arc::new(shared)), fill, rx })
+            }
+            _ => unreachable!("RX was asked for"),
         }
     }
 
-    /// Makes a socket that only sends. It attaches no program, and leaves FILL empty: a driver
-    /// would take a filled one for the wish to receive.
+    /// Makes a socket that only sends. It attaches no program, and FILL stays empty unless
+    /// [`fill_from`](Self::fill_from) says otherwise: a driver would take a filled one for the wish
+    /// to receive. Frames that are put there stay for as long as the socket lives.
     ///
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    #[allow(unsafe_code)]
     pub fn open_tx(self, umem: &Umem) -> Result<TxOnly> {
-        let (socket, mapped) = self.bind(umem, false, true, None)?;
-        mapped.tx_only(socket, &self)
-    }
-
-    /// Makes a socket that only sends, with up to `frames` frames from `pool` in FILL before it is
-    /// bound: some drivers (ice, i40e) start a zero-copy queue only then. The frames stay there for
-    /// as long as the socket lives.
-    ///
-    /// # Errors
-    ///
-    /// As [`open`](Self::open); the frames are back in the pool then.
-    pub fn open_tx_filled(self, umem: &Umem, pool: &mut Pool, frames: u32) -> Result<TxOnly> {
-        let (socket, mapped) = self.bind(umem, false, true, Some((pool, frames)))?;
-        mapped.tx_only(socket, &self)
+        match self.bind(umem, false, true)? {
+            Bound { shared, fill, tx: Some(tx), completion: Some(completion), .. } => {
+                let shared = Shared { _fill: Some(Mutex::new(fill)), ..shared };
+                Ok(TxOnly { socket: Socket(Arc::new(shared)), tx, completion })
+            }
+            _ => unreachable!("TX was asked for"),
+        }
     }
 
     /// Socket, UMEM, rings, bind: in the order that the kernel wants.
     #[allow(unsafe_code)]
-    fn bind(
-        &self,
-        umem: &Umem,
-        rx: bool,
-        tx: bool,
-        filled: Option<(&mut Pool, u32)>,
-    ) -> Result<(Socket, Mapped)> {
+    fn bind(mut self, umem: &Umem, rx: bool, tx: bool) -> Result<Bound> {
+        let fill_from = self.fill_from.take();
         let kernel = self.device.kernel();
         let binding = || Doing::Bind { interface: self.device.name().into(), queue: self.queue };
         let sizes = [
@@ -530,14 +542,20 @@ impl SocketBuilder {
         // Held throughout: of two threads, one registers the memory and the other shares it.
         let mut members = lock_members(umem);
         members.retain(|m| m.socket.strong_count() > 0);
-        let here = Arc::as_ptr(kernel).cast::<()>().addr();
+        let here = kernel.identity();
         if members.iter().any(|m| m.kernel != here) {
             return Err(Error::new(binding(), Cause::OtherKernel));
         }
         if members.iter().any(|m| m.ifindex == self.device.index() && m.queue == self.queue) {
             return Err(Error::new(binding(), Cause::QueueTaken));
         }
-        let lender = members.iter().find_map(|m| m.socket.upgrade());
+        let lender = members.iter().find_map(|m| Some((m.socket.upgrade()?, m.zero_copy)));
+        if let Some((_, zero_copy)) = lender
+            && self.mode == if zero_copy { Mode::Copy } else { Mode::ZeroCopy }
+        {
+            return Err(Error::new(binding(), Cause::SharedMode { zero_copy }));
+        }
+        let lender = lender.map(|(socket, _)| socket);
 
         let raw: Arc<dyn RawSocket> = match kernel.socket(SOCK_RAW, 0) {
             Ok(raw) => raw.into(),
@@ -566,13 +584,22 @@ impl SocketBuilder {
         let (offsets, has_flags) = mmap_offsets(&*raw)?;
         let pair = Pair::new(umem)
             .ok_or_else(|| Error::new(binding(), Cause::OutOfMemory { bytes: umem.size() }))?;
-        let mapped = Mapped { raw: raw.clone(), pair, offsets, has_flags };
-        match filled {
+        let maps = Maps { raw: &raw, offsets, has_flags };
+        // SAFETY: fresh rings of a socket that nothing else knows; each is mapped once.
+        let (mut fill, rx_ring, tx_ring, completion) = unsafe {
+            (
+                FillRing::over(maps.ring(RingKind::Fill, self.fill)?, &pair),
+                rx.then(|| Ok(RxRing::over(maps.ring(RingKind::Rx, self.rx)?, &pair))).transpose()?,
+                tx.then(|| Ok(TxRing::over(maps.ring(RingKind::Tx, self.tx)?, &pair))).transpose()?,
+                tx.then(|| {
+                    Ok(CompletionRing::over(maps.ring(RingKind::Completion, self.completion)?, &pair))
+                })
+                .transpose()?,
+            )
+        };
+        match fill_from {
             None => self.bind_with_patience(&*raw, lender.as_deref(), umem)?,
             Some((pool, frames)) => {
-                // SAFETY: a fresh ring, and the only one that is ever made of this mapping.
-                let mut fill =
-                    unsafe { FillRing::over(mapped.ring(RingKind::Fill, self.fill)?, &mapped.pair) };
                 fill.refill(pool, frames);
                 self.bind_with_patience(&*raw, lender.as_deref(), umem).inspect_err(|_| {
                     // SAFETY: the socket is not bound, so the kernel takes nothing from FILL.
@@ -581,22 +608,22 @@ impl SocketBuilder {
             }
         }
         let zero_copy = is_zero_copy(&*raw);
-        match self.mode {
-            // Only where the mode was inherited can it differ from what was asked.
-            Mode::Copy if zero_copy => return Err(Error::new(binding(), Cause::SharedMode { zero_copy })),
-            Mode::ZeroCopy if !zero_copy => {
-                return Err(Error::new(binding(), Cause::SharedMode { zero_copy }));
-            }
-            _ => {}
-        }
         members.push(Member {
             socket: Arc::downgrade(&raw),
             kernel: here,
             ifindex: self.device.index(),
             queue: self.queue,
+            zero_copy,
         });
-        let shared = Shared { raw, device: self.device.clone(), queue: self.queue, zero_copy, receives: rx };
-        Ok((Socket(Arc::new(shared)), mapped))
+        let shared = Shared {
+            raw,
+            device: self.device.clone(),
+            queue: self.queue,
+            zero_copy,
+            receives: rx,
+            _fill: None,
+        };
+        Ok(Bound { shared, fill, rx: rx_ring, tx: tx_ring, completion })
     }
 
     fn register(&self, umem: &Umem, raw: &dyn RawSocket) -> Result<()> {
@@ -754,7 +781,7 @@ struct RingOwner {
     _socket: Arc<dyn RawSocket>,
 }
 
-impl Mapped {
+impl Maps<'_> {
     /// Maps a ring.
     #[allow(unsafe_code)]
     fn ring<T: Copy>(&self, kind: RingKind, entries: u32) -> Result<RingMemory<T>> {
@@ -808,21 +835,6 @@ impl Mapped {
                 entries,
                 owner,
             ))
-        }
-    }
-
-    #[allow(unsafe_code)]
-    fn tx_only(self, socket: Socket, builder: &SocketBuilder) -> Result<TxOnly> {
-        // SAFETY: fresh rings of a socket that nothing else knows.
-        unsafe {
-            Ok(TxOnly {
-                tx: TxRing::over(self.ring(RingKind::Tx, builder.tx)?, &self.pair),
-                completion: CompletionRing::over(
-                    self.ring(RingKind::Completion, builder.completion)?,
-                    &self.pair,
-                ),
-                socket,
-            })
         }
     }
 }

@@ -1,4 +1,7 @@
 //! The atomics and locks that the rings, the ledger and the depot are made of; loom's under `--cfg loom`.
+//!
+//! Loom's atomics are larger than the hardware's: under it a ring is one of
+//! [`RingMemory::allocate`](crate::ring::RingMemory::allocate), never a socket's.
 
 #[cfg(not(loom))]
 mod imp {

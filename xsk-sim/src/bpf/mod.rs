@@ -23,8 +23,6 @@ const XSKMAP: u32 = 17;
 const BPF_F_NUMA_NODE: u32 = 1 << 2;
 const BPF_F_RDONLY: u32 = 1 << 3;
 const BPF_F_WRONLY: u32 = 1 << 4;
-const BPF_F_RDONLY_PROG: u32 = 1 << 7;
-const BPF_F_WRONLY_PROG: u32 = 1 << 8;
 
 const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
@@ -51,15 +49,14 @@ impl XskMap {
     /// `BPF_MAP_CREATE`. Maps of other kinds are not simulated: `EINVAL`, as from a kernel that
     /// was built without them.
     pub(crate) fn new(spec: &MapSpec<'_>) -> Result<Self, Errno> {
-        let known = BPF_F_NUMA_NODE | BPF_F_RDONLY | BPF_F_WRONLY | BPF_F_RDONLY_PROG | BPF_F_WRONLY_PROG;
-        let both = |a, b| spec.flags & (a | b) == a | b;
+        let known = BPF_F_NUMA_NODE | BPF_F_RDONLY | BPF_F_WRONLY;
+        let both = BPF_F_RDONLY | BPF_F_WRONLY;
         if spec.kind != XSKMAP
             || spec.key_size != 4
             || spec.value_size != 4
             || spec.max_entries == 0
             || spec.flags & !known != 0
-            || both(BPF_F_RDONLY, BPF_F_WRONLY)
-            || both(BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG)
+            || spec.flags & both == both
         {
             return Err(Errno::INVAL);
         }

@@ -30,6 +30,10 @@ pub mod linux;
 pub trait Kernel: Sockets + Programs + Devices + Debug {
     /// Which kernel this is, as reports name it: `"linux"` or `"sim"`.
     fn name(&self) -> &'static str;
+
+    /// A number that is the same for all values that stand for one kernel, and no other's: a UMEM
+    /// is registered with one kernel.
+    fn identity(&self) -> usize;
 }
 
 /// A range of memory, with what keeps it mapped.

@@ -3,7 +3,8 @@
 //! The type system keeps the program from having one chunk in two places. The ledger checks the
 //! other side: that the kernel gives back each chunk once, and only what it was given, on the ring
 //! where that belongs. A state is `HELD` while the program owns the chunk (in a pool, the depot or
-//! its hands), and names the FILL or TX ring it was pushed to while the kernel does.
+//! its hands), and names the FILL or TX ring it was pushed to while the kernel does; `LOST` once
+//! that ring is gone.
 //!
 //! No read-modify-write is needed, because every state has one party that may end it:
 //!
@@ -26,6 +27,9 @@ use crate::sync::AtomicU16;
 
 /// The program owns the chunk.
 pub(crate) const HELD: u16 = 0;
+
+/// The chunk was lent through rings that are gone: no ring can give it back.
+const LOST: u16 = u16::MAX;
 
 /// The states that belong to one pair of FILL and COMPLETION rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,17 @@ impl Book {
     /// Chunks that the program owns.
     pub(crate) fn held(&self) -> u32 {
         self.states.iter().filter(|s| s.load(Relaxed) == HELD).count() as u32
+    }
+
+    /// The rings of a pair are gone: what they had is lost.
+    pub(crate) fn lose(&self, pair: States) {
+        for state in self.states.iter() {
+            let lent = state.load(Relaxed);
+            if lent == pair.fill || lent == pair.tx {
+                // A plain store: only the pair's rings could end these states.
+                state.store(LOST, Relaxed);
+            }
+        }
     }
 
     pub(crate) fn set_held(&self, chunk: u32) {

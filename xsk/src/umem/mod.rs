@@ -70,8 +70,7 @@ pub(crate) struct Core {
     depot: Mutex<Vec<Frame>>,
     /// The lengths of the pools there are.
     pools: Mutex<Vec<Arc<AtomicU32>>>,
-    /// The rings there are.
-    rings: Mutex<Vec<Account>>,
+    rings: Mutex<Accounts>,
     /// Pairs of FILL and COMPLETION rings, by number; true where in use.
     pairs: Mutex<Vec<bool>>,
     /// Frames that rings which are gone had taken in and not given back, modulo 2^32.
@@ -82,7 +81,7 @@ pub(crate) struct Core {
     dropped: AtomicU64,
     orphaned: AtomicBool,
     /// Sockets that have this UMEM: one of them lends it to the next.
-    pub(crate) members: Mutex<Vec<Member>>,
+    pub(crate) members: std::sync::Mutex<Vec<Member>>,
 }
 
 /// A bound socket that has the UMEM.
@@ -91,11 +90,23 @@ pub(crate) struct Member {
     pub(crate) kernel: usize,
     pub(crate) ifindex: u32,
     pub(crate) queue: u32,
+    pub(crate) zero_copy: bool,
 }
 
-/// What a ring has taken in or given back, for the census.
+/// The accounts of the rings, for the census.
+#[derive(Default)]
+struct Accounts {
+    /// The rings there are.
+    open: Vec<Account>,
+    /// By pair: what rings that are gone took in and did not give back, while another ring of the
+    /// pair is there to give it back.
+    closed: Vec<(u16, u32)>,
+}
+
+/// What a ring has taken in or given back.
 struct Account {
     id: usize,
+    pair: u16,
     kind: RingKind,
     /// The published index of the program's side, minus where it started.
     view: Box<dyn RingView>,
@@ -108,6 +119,7 @@ struct Account {
 trait RingView: Send + Sync {
     fn producer(&self) -> u32;
     fn consumer(&self) -> u32;
+    fn filled(&self) -> Option<u32>;
 }
 
 impl<T: Copy + Send> RingView for RingMemory<T> {
@@ -117,21 +129,34 @@ impl<T: Copy + Send> RingView for RingMemory<T> {
     fn consumer(&self) -> u32 {
         RingMemory::consumer(self)
     }
+    fn filled(&self) -> Option<u32> {
+        RingMemory::filled(self)
+    }
 }
 
 impl Account {
-    /// Frames that went into this ring (FILL, TX) or came out of it (RX, COMPLETION).
-    fn passed(&self) -> u32 {
-        let index = match self.kind {
-            RingKind::Fill | RingKind::Tx => self.view.producer(),
-            RingKind::Rx | RingKind::Completion => self.view.consumer(),
-        };
-        index.wrapping_sub(self.start)
+    /// Frames that went into this ring (FILL, TX), less those that came out of it (RX, COMPLETION),
+    /// when the program's side stands at `index`; modulo 2^32.
+    fn lent(&self, index: u32) -> u32 {
+        let passed = index.wrapping_sub(self.start);
+        match self.kind {
+            RingKind::Fill | RingKind::Tx => passed,
+            RingKind::Rx | RingKind::Completion => self.refused.load(Relaxed).wrapping_sub(passed),
+        }
     }
 
+    /// The program's side, as published.
+    fn index(&self) -> u32 {
+        match self.kind {
+            RingKind::Fill | RingKind::Tx => self.view.producer(),
+            RingKind::Rx | RingKind::Completion => self.view.consumer(),
+        }
+    }
+
+    /// Entries in the ring. Of one whose indices contradict each other the program takes nothing,
+    /// so it counts as empty.
     fn inside(&self) -> u32 {
-        let consumer = self.view.consumer();
-        self.view.producer().wrapping_sub(consumer)
+        self.view.filled().unwrap_or(0)
     }
 }
 
@@ -193,7 +218,8 @@ pub struct Census {
     pub rx: u32,
     /// In COMPLETION rings, not yet taken by the program.
     pub completion: u32,
-    /// In the kernel's hands, between two rings.
+    /// In the kernel's hands, between two rings. Negative when a kernel gave back more than it had
+    /// taken: until the program has looked at it, where the ledger is on.
     pub kernel: i64,
     /// Left with the kernel by sockets that are gone.
     pub retired: u32,
@@ -217,7 +243,10 @@ impl Census {
             return Some(format!("{} frames more than there are chunks: {self:?}", -self.program));
         }
         if self.kernel < 0 {
-            return Some(format!("the kernel gave back {} frames that it never had: {self:?}", -self.kernel));
+            return Some(format!(
+                "the kernel gave back {} frames that it had not taken: {self:?}",
+                -self.kernel
+            ));
         }
         let held = i64::from(self.pools) + i64::from(self.depot) + self.program;
         match self.ledger_held {
@@ -361,7 +390,8 @@ impl Umem {
     /// A socket that closes keeps what it had in FILL, TX or in flight, and a kernel may lose a
     /// frame for good (those before July 2026 never complete an invalid descriptor). This takes
     /// them back. Returns how many came home: 0 while any ring or pool of this UMEM still exists,
-    /// or a frame is in the program's hands, because then it can't be told which are lost.
+    /// or a frame is in the program's hands, because then it can't be told which are lost; and 0
+    /// when a kernel gave a frame back twice with the ledger off.
     ///
     /// # Safety
     ///
@@ -373,7 +403,7 @@ impl Umem {
         let rings = rings.unwrap_or_else(PoisonError::into_inner);
         let mut depot = core.depot();
         let retired = core.retired.load(Acquire);
-        if !rings.is_empty()
+        if !rings.open.is_empty()
             || !pools.is_empty()
             || depot.len() as u64 + u64::from(retired) != core.total.into()
         {
@@ -385,6 +415,10 @@ impl Umem {
             if let Some(offset) = core.facts.offset(frame) {
                 at_home[(offset / chunk) as usize] = true;
             }
+        }
+        if at_home.iter().filter(|home| !**home).count() != retired as usize {
+            // A kernel gave one back twice, and no ledger noticed.
+            return 0;
         }
         for (number, _) in at_home.iter().enumerate().filter(|(_, home)| !**home) {
             if let Some(book) = &core.book {
@@ -457,21 +491,14 @@ impl Core {
 
     fn census(&self) -> Census {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let inside =
-            |kind| rings.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add);
+        let inside = |kind| {
+            rings.open.iter().filter(|a| a.kind == kind).map(Account::inside).fold(0, u32::wrapping_add)
+        };
         let (fill, tx) = (inside(RingKind::Fill), inside(RingKind::Tx));
         let (rx, completion) = (inside(RingKind::Rx), inside(RingKind::Completion));
         // In the kernel's hands in any way, modulo 2^32; a small negative number if it gave too much.
-        let mut lent = 0u32;
-        for account in rings.iter() {
-            let passed = account.passed();
-            lent = match account.kind {
-                RingKind::Fill | RingKind::Tx => lent.wrapping_add(passed),
-                RingKind::Rx | RingKind::Completion => {
-                    lent.wrapping_sub(passed).wrapping_add(account.refused.load(Relaxed))
-                }
-            };
-        }
+        let open = rings.open.iter().map(|account| account.lent(account.index()));
+        let lent = open.chain(rings.closed.iter().map(|c| c.1)).fold(0, u32::wrapping_add);
         drop(rings);
         let lent = i64::from(lent as i32);
         let in_rings = i64::from(fill) + i64::from(tx) + i64::from(rx) + i64::from(completion);
@@ -503,29 +530,33 @@ impl Core {
     /// Enters a ring into the accounts; the number takes it out again.
     fn open_account<T: Copy + Send + 'static>(
         &self,
+        pair: u16,
         kind: RingKind,
         memory: &RingMemory<T>,
         start: u32,
         refused: Arc<AtomicU32>,
     ) -> usize {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = rings.iter().map(|a| a.id + 1).max().unwrap_or(0);
-        rings.push(Account { id, kind, view: Box::new(memory.clone()), start, refused });
+        let id = rings.open.iter().map(|a| a.id + 1).max().unwrap_or(0);
+        rings.open.push(Account { id, pair, kind, view: Box::new(memory.clone()), start, refused });
         id
     }
 
-    /// Takes a ring out of the accounts: what it took in and never gave back is retired.
+    /// Takes a ring out of the accounts. With the last of its pair, what the pair's rings took in
+    /// and never gave back is retired.
     fn close_account(&self, id: usize, index: u32) {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = rings.iter().position(|a| a.id == id) else { return };
-        let account = rings.swap_remove(at);
-        let passed = index.wrapping_sub(account.start);
-        match account.kind {
-            RingKind::Fill | RingKind::Tx => self.retired.fetch_add(passed, AcqRel),
-            RingKind::Rx | RingKind::Completion => {
-                self.retired.fetch_sub(passed.wrapping_sub(account.refused.load(Relaxed)), AcqRel)
-            }
-        };
+        let Some(at) = rings.open.iter().position(|a| a.id == id) else { return };
+        let account = rings.open.swap_remove(at);
+        let (pair, mut lent) = (account.pair, account.lent(index));
+        if let Some(at) = rings.closed.iter().position(|c| c.0 == pair) {
+            lent = lent.wrapping_add(rings.closed.swap_remove(at).1);
+        }
+        if rings.open.iter().any(|a| a.pair == pair) {
+            rings.closed.push((pair, lent));
+        } else {
+            self.retired.fetch_add(lent, AcqRel);
+        }
     }
 }
 
@@ -588,7 +619,12 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        let mut pairs = self.umem.core().pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let core = self.umem.core();
+        // What the pair's rings never gave back must not come out of the next pair of this number.
+        if let Some(book) = &core.book {
+            book.lose(States::of_pair(self.number));
+        }
+        let mut pairs = core.pairs.lock().unwrap_or_else(PoisonError::into_inner);
         pairs[self.number as usize] = false;
     }
 }
@@ -613,7 +649,7 @@ impl Ledgered {
         start: u32,
     ) -> Self {
         let refused = Arc::new(AtomicU32::new(0));
-        let id = pair.umem.core().open_account(kind, memory, start, refused.clone());
+        let id = pair.umem.core().open_account(pair.number, kind, memory, start, refused.clone());
         let states = States::of_pair(pair.number);
         let state = match kind {
             RingKind::Fill | RingKind::Rx => states.fill,
@@ -806,7 +842,7 @@ impl UmemBuilder {
             forgotten: AtomicU32::new(0),
             dropped: AtomicU64::new(0),
             orphaned: AtomicBool::new(false),
-            members: Mutex::default(),
+            members: std::sync::Mutex::default(),
         });
         home::enter(&core);
         let umem = Umem(Arc::new(Handle { core }));

@@ -7,7 +7,7 @@
 //! ```
 //! use xsk::xdp::{AttachMode, DefaultProgram};
 //! # let sim = xsk_sim::Sim::new();
-//! # let device = xsk::Device::open_on(sim.kernel(), "sim0")?;
+//! # let device = sim.device("sim0")?;
 //! let program = DefaultProgram::attach(&device, AttachMode::Best)?;
 //! println!("{} program on {}", program.mode(), device.name());
 //! # assert_eq!(device.info()?.programs().len(), 1);

@@ -14,7 +14,7 @@
 //! serves threads in different namespaces.
 
 use std::io;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use super::{Errno, Kernel};
 
@@ -32,17 +32,20 @@ pub use bpf::{BPF_F_TEST_XDP_LIVE_FRAMES, TestRun, XdpMd, lookup_map, test_run};
 pub struct Linux;
 
 impl Linux {
-    /// The running kernel, as the library's upper floors take it: one value a process, so that
-    /// sockets can tell whether they are of the same kernel.
+    /// The running kernel, as the library's upper floors take it.
     pub fn kernel() -> Arc<dyn Kernel> {
-        static KERNEL: LazyLock<Arc<Linux>> = LazyLock::new(Arc::default);
-        KERNEL.clone()
+        Arc::new(Self)
     }
 }
 
 impl Kernel for Linux {
     fn name(&self) -> &'static str {
         "linux"
+    }
+
+    fn identity(&self) -> usize {
+        // There is one.
+        0
     }
 }
 

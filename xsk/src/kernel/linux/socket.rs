@@ -168,7 +168,8 @@ unsafe impl RawSocket for Socket {
         // A timeout beyond what the kernel can count, 2^63 s, is for ever as well.
         let timeout = Timespec::try_from(timeout.unwrap_or(LOOK)).ok();
         loop {
-            let mut fds = [PollFd::new(&self.fd, PollFlags::from_bits_retain(events as u16))];
+            // The bits are signed or not by rustix's backend.
+            let mut fds = [PollFd::new(&self.fd, PollFlags::from_bits_retain(events as _))];
             let ready = poll(&mut fds, timeout.as_ref())?;
             if ready == 0 && endless {
                 // The kernel answers neither way while the interface is down or gone, and never

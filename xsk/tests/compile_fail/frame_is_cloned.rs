@@ -1,0 +1,5 @@
+fn twice(frame: xsk::Frame) -> (xsk::Frame, xsk::Frame) {
+    (frame.clone(), frame)
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+fn forge() -> xsk::Frame {
+    xsk::Frame(std::ptr::NonNull::dangling())
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+fn make() -> xsk::Packet {
+    Default::default()
+}
+
+fn main() {}

@@ -1,0 +1,257 @@
+//! The data path on the real kernel: what it allocates (nothing) and how often it calls the kernel.
+//!
+//! Counted, not believed: the global allocator counts for each thread, and a kernel that wraps
+//! Linux counts the calls that sockets make once they are bound.
+#![cfg(target_os = "linux")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use xsk::abi::{SockaddrXdp, UmemReg};
+use xsk::kernel::linux::Linux;
+use xsk::kernel::{
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, ProgramInfo,
+    ProgramSpec, Programs, RawSocket, Sockets,
+};
+use xsk::socket::RxTx;
+use xsk::xdp::{AttachMode, DefaultProgram};
+use xsk::{Device, Interest, Sent, Socket, Umem};
+use xsk_testbed::{Generator, Load, UdpFrame, bed, number};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct CountingAllocator;
+
+// SAFETY: the system's allocator does all of the work.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+        // SAFETY: as promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as promised by the caller.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Linux, with the calls of its sockets counted.
+#[derive(Debug, Default)]
+struct Counting {
+    calls: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct CountingSocket {
+    inner: Box<dyn RawSocket>,
+    calls: Arc<AtomicU64>,
+}
+
+impl Kernel for Counting {
+    fn name(&self) -> &'static str {
+        "linux"
+    }
+    fn identity(&self) -> usize {
+        Linux.identity()
+    }
+}
+
+// SAFETY: the sockets are Linux's.
+unsafe impl Sockets for Counting {
+    fn socket(&self, kind: i32, protocol: i32) -> Result<Box<dyn RawSocket>, Errno> {
+        let inner = Linux.socket(kind, protocol)?;
+        Ok(Box::new(CountingSocket { inner, calls: self.calls.clone() }))
+    }
+    fn limits(&self) -> Limits {
+        Linux.limits()
+    }
+    fn holders(&self) -> Vec<Holder> {
+        Linux.holders()
+    }
+}
+
+impl AsFd for CountingSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+// SAFETY: Linux's socket does all of the work.
+unsafe impl RawSocket for CountingSocket {
+    fn register_umem(&self, umem: &UmemReg, optlen: usize, memory: &Mapping) -> Result<(), Errno> {
+        self.inner.register_umem(umem, optlen, memory)
+    }
+    fn setsockopt(&self, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+        self.inner.setsockopt(level, name, value)
+    }
+    fn getsockopt(&self, level: i32, name: i32, value: &mut [u8]) -> Result<usize, Errno> {
+        self.inner.getsockopt(level, name, value)
+    }
+    fn map(&self, page_offset: u64, length: usize) -> Result<Mapping, Errno> {
+        self.inner.map(page_offset, length)
+    }
+    fn bind(&self, address: &SockaddrXdp) -> Result<(), Errno> {
+        self.inner.bind(address)
+    }
+    fn send(&self) -> Result<(), Errno> {
+        self.calls.fetch_add(1, Relaxed);
+        self.inner.send()
+    }
+    fn receive(&self) -> Result<(), Errno> {
+        self.calls.fetch_add(1, Relaxed);
+        self.inner.receive()
+    }
+    fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno> {
+        self.calls.fetch_add(1, Relaxed);
+        self.inner.poll(events, timeout)
+    }
+}
+
+impl Programs for Counting {
+    fn create_map(&self, spec: &MapSpec<'_>) -> Result<Handle, Errno> {
+        Linux.create_map(spec)
+    }
+    fn update_map(&self, map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+        Linux.update_map(map, key, value, flags)
+    }
+    fn delete_from_map(&self, map: BorrowedFd<'_>, key: &[u8]) -> Result<(), Errno> {
+        Linux.delete_from_map(map, key)
+    }
+    fn load_program(&self, spec: &ProgramSpec<'_>, log: &mut String) -> Result<Handle, Errno> {
+        Linux.load_program(spec, log)
+    }
+    fn attach(&self, program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> Result<Handle, Errno> {
+        Linux.attach(program, ifindex, flags)
+    }
+    fn pin(&self, object: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
+        Linux.pin(object, path)
+    }
+    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno> {
+        Linux.program_info(id)
+    }
+}
+
+impl Devices for Counting {
+    fn index_of(&self, name: &str) -> Result<u32, Errno> {
+        Linux.index_of(name)
+    }
+    fn interface(&self, index: u32) -> Result<InterfaceInfo, Errno> {
+        Linux.interface(index)
+    }
+    fn interfaces(&self) -> Result<Vec<u32>, Errno> {
+        Linux.interfaces()
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PACKETS: u64 = 300_000;
+
+#[test]
+fn receiving_allocates_nothing_and_calls_the_kernel_not_at_all() {
+    let Some(bed) = bed(|b| b.single_namespace(true)) else { return };
+    let kernel = Counting::default();
+    let calls = kernel.calls.clone();
+    let device = Device::open_on(Arc::new(kernel), &bed.a().name).unwrap();
+    for ledger in [false, true] {
+        let (umem, mut pool) = Umem::builder().ledger(ledger).build().unwrap();
+        let mut xsk = Socket::builder(&device).open_rx(&umem).unwrap();
+        let program = DefaultProgram::attach(&device, AttachMode::Native).unwrap();
+        program.insert(&xsk.socket).unwrap();
+        xsk.fill.refill(&mut pool, 2048);
+        let frame = UdpFrame::new(bed.b(), bed.a()).number(0).build().unwrap();
+        let running = Generator::new(bed.b(), frame).unwrap().start(Load::endless()).unwrap();
+
+        let (calls_before, allocations_before) = (calls.load(Relaxed), ALLOCATIONS.get());
+        let (mut taken, mut sum) = (0u64, 0u64);
+        let deadline = Instant::now() + PATIENCE;
+        while taken < PACKETS && Instant::now() < deadline {
+            taken += u64::from(xsk.fill.extend(xsk.rx.take(64), |packet| {
+                sum = sum.wrapping_add(number(&packet).unwrap_or(0));
+                packet.into_frame()
+            }));
+            if xsk.fill.needs_wakeup() {
+                xsk.socket.wake_rx().unwrap();
+            }
+        }
+        let (calls_after, allocations_after) = (calls.load(Relaxed), ALLOCATIONS.get());
+        running.stop().unwrap();
+        assert!(taken >= PACKETS && sum > 0, "only {taken} packets arrived");
+        assert_eq!(allocations_after, allocations_before);
+        assert_eq!(calls_after, calls_before);
+    }
+}
+
+#[test]
+fn sending_allocates_nothing_and_calls_the_kernel_once_a_batch() {
+    let Some(bed) = bed(|b| b) else { return };
+    let kernel = Counting::default();
+    let calls = kernel.calls.clone();
+    let device = Device::open_on(Arc::new(kernel), &bed.a().name).unwrap();
+    let (umem, mut pool) = Umem::builder().build().unwrap();
+    let mut xsk = Socket::builder(&device).open_tx(&umem).unwrap();
+    let frame = UdpFrame::new(bed.a(), bed.b()).build().unwrap();
+
+    const BATCH: u32 = 32;
+    const BATCHES: u64 = 2000;
+    let (calls_before, allocations_before) = (calls.load(Relaxed), ALLOCATIONS.get());
+    for _ in 0..BATCHES {
+        xsk.completion.drain_into(&mut pool);
+        let mut slots = xsk.tx.reserve(BATCH);
+        for _ in 0..BATCH {
+            let mut packet = pool.packet(0, frame.len() as u32).expect("frames come back");
+            packet.copy_from_slice(&frame);
+            assert!(slots.push(packet).is_ok());
+        }
+        drop(slots);
+        assert_eq!(xsk.socket.send().unwrap(), Sent::Done);
+    }
+    assert_eq!(ALLOCATIONS.get(), allocations_before);
+    assert_eq!(calls.load(Relaxed) - calls_before, BATCHES);
+}
+
+#[test]
+fn forwarding_allocates_nothing_and_calls_the_kernel_once_a_batch() {
+    let Some(bed) = bed(|b| b.single_namespace(true)) else { return };
+    let kernel = Counting::default();
+    let calls = kernel.calls.clone();
+    let device = Device::open_on(Arc::new(kernel), &bed.a().name).unwrap();
+    let (umem, mut pool) = Umem::builder().build().unwrap();
+    let RxTx { socket, mut fill, mut rx, mut tx, mut completion } =
+        Socket::builder(&device).open(&umem).unwrap();
+    let program = DefaultProgram::attach(&device, AttachMode::Native).unwrap();
+    program.insert(&socket).unwrap();
+    fill.refill(&mut pool, 2048);
+    let frame = UdpFrame::new(bed.b(), bed.a()).number(0).build().unwrap();
+    let running = Generator::new(bed.b(), frame).unwrap().start(Load::endless()).unwrap();
+
+    let (calls_before, allocations_before) = (calls.load(Relaxed), ALLOCATIONS.get());
+    let (mut taken, mut sends) = (0u64, 0u64);
+    let deadline = Instant::now() + PATIENCE;
+    while taken < PACKETS / 10 && Instant::now() < deadline {
+        fill.extend_frames(completion.take(u32::MAX));
+        taken += u64::from(tx.extend(rx.take(32), |mut packet| {
+            packet[..12].rotate_left(6);
+            packet
+        }));
+        if tx.pending() > 0 {
+            let _ = socket.send().unwrap();
+            sends += 1;
+        }
+    }
+    let (calls_after, allocations_after) = (calls.load(Relaxed), ALLOCATIONS.get());
+    running.stop().unwrap();
+    let _ = socket.wait(Interest::Tx, Some(Duration::ZERO)).unwrap();
+    assert!(taken >= PACKETS / 10, "only {taken} packets arrived");
+    assert_eq!(allocations_after, allocations_before);
+    assert_eq!(calls_after - calls_before, sends);
+}
