@@ -401,6 +401,10 @@ impl Kernel for Wrapped {
     fn name(&self) -> &'static str {
         self.kernel.name()
     }
+
+    fn identity(&self) -> usize {
+        self.kernel.identity()
+    }
 }
 
 // SAFETY: see `Socket`.
