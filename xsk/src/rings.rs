@@ -18,6 +18,7 @@
 use crate::abi::{Descriptor, RingKind};
 use crate::ring::{self, Consumer, Entries, Producer, RingMemory, Slots};
 use crate::umem::{Facts, Frame, Ledgered, Packet, Pair, Pool, Umem, Wrong};
+use core::ptr::NonNull;
 use std::sync::Arc;
 
 /// A push that failed, with what was to be pushed.
@@ -453,7 +454,8 @@ fn transfer<A: Entry, B: Entry>(
             }
         }
     }
-    n - from.entries.left() + transfer_unusual(from.entries, from.account, to, account, each)
+    let source = (from.facts.base, from.account);
+    n - from.entries.left() + transfer_unusual(from.entries, source, to, facts, account, each)
 }
 
 /// With a ledger; from one UMEM to another, where `each` copies, or what it returns goes home; past
@@ -462,13 +464,15 @@ fn transfer<A: Entry, B: Entry>(
 #[allow(unsafe_code)]
 fn transfer_unusual<A: Entry, B: Entry>(
     mut from: Entries<'_, A>,
-    source: &Ledgered,
+    (base, source): (NonNull<u8>, &Ledgered),
     to: &mut Producer<B>,
+    facts: &Facts,
     account: &Ledgered,
     mut each: impl FnMut(A::Item) -> B::Item,
 ) -> u32 {
+    let facts = *facts;
     // Read anew, so that the usual case need not have read all of it.
-    let (source_facts, facts) = (source.facts(), account.facts());
+    let source_facts = if base == facts.base { facts } else { source.facts() };
     let mut to = Filling { slots: to.reserve(from.left()), facts, account };
     from.limit(to.slots.room());
     let n = from.left();
