@@ -209,7 +209,9 @@ impl<T: Copy> Producer<T> {
         self.refresh()
     }
 
-    #[inline(always)]
+    /// Reads the consumer's index anew.
+    #[cold]
+    #[inline(never)]
     fn refresh(&mut self) -> u32 {
         let room_end = self.memory.consumer().wrapping_add(self.mask).wrapping_add(1);
         let room = room_end.wrapping_sub(self.next);
@@ -224,14 +226,29 @@ impl<T: Copy> Producer<T> {
     /// Up to `n` entries to write, published together when the guard is dropped.
     #[inline(always)]
     pub fn reserve(&mut self, n: u32) -> Slots<'_, T> {
-        let n = self.room(n).min(n);
-        Slots {
-            next: self.next,
-            end: self.next.wrapping_add(n),
-            mask: self.mask,
-            slots: self.slots,
-            ring: self,
-        }
+        let next = self.next;
+        let n = if self.room_end.wrapping_sub(next) >= n { n } else { self.refresh().min(n) };
+        Slots { next, end: next.wrapping_add(n), ring: self }
+    }
+
+    #[inline(always)]
+    fn publish(&mut self, next: u32) {
+        self.next = next;
+        self.memory.word(self.memory.producer).store(next, Release);
+    }
+
+    /// Entries that were written and not yet published, below the index `end`.
+    ///
+    /// # Safety
+    ///
+    /// A guard of this ring has pushed that far, and is not dropped yet.
+    pub(crate) unsafe fn unpublished(&self, end: u32) -> impl Iterator<Item = T> {
+        (0..end.wrapping_sub(self.next)).map(|i| {
+            let slot = self.next.wrapping_add(i) & self.mask;
+            // SAFETY: under the mask it is one of the ring's slots; it was written, and is this
+            // side's alone until the index passes it.
+            unsafe { self.slots.add(slot as usize).as_ref().read() }
+        })
     }
 
     /// Whether the kernel asked to be woken.
@@ -285,8 +302,6 @@ impl<T: Copy> Producer<T> {
 pub struct Slots<'r, T: Copy> {
     next: u32,
     end: u32,
-    mask: u32,
-    slots: NonNull<Slot<T>>,
     ring: &'r mut Producer<T>,
 }
 
@@ -297,15 +312,33 @@ impl<T: Copy> Slots<'_, T> {
         self.end.wrapping_sub(self.next)
     }
 
-    /// What was pushed, and will be published when the guard is dropped.
-    pub(crate) fn pushed(&self) -> impl Iterator<Item = T> {
-        let first = self.ring.next;
-        (0..self.next.wrapping_sub(first)).map(move |i| {
-            let slot = (first.wrapping_add(i) & self.mask) as usize;
-            // SAFETY: under the mask it is one of the ring's slots; it was written through this
-            // guard, and is this side's alone until the index passes it.
-            unsafe { self.slots.add(slot).as_ref().read() }
-        })
+    /// The ring, and the index up to which it will be published when the guard is dropped: what
+    /// [`Producer::unpublished`] needs.
+    #[inline(always)]
+    pub(crate) fn pushed(&self) -> (&Producer<T>, u32) {
+        (self.ring, self.next)
+    }
+
+    /// Slots from the next on that lie in one piece, taken or not: up to the end of the memory.
+    #[inline(always)]
+    pub(crate) fn piece(&self) -> u32 {
+        self.ring.mask - (self.next & self.ring.mask) + 1
+    }
+
+    /// Whether `n` slots from the next on lie in one piece: `n <= piece()` in fewer instructions.
+    ///
+    /// `n` is between 1 and the size of the ring.
+    #[inline(always)]
+    pub(crate) fn is_piece(&self, n: u32) -> bool {
+        (self.next & self.ring.mask) + (n - 1) <= self.ring.mask
+    }
+
+    /// Publishes what was pushed, which is something: the drop without its question.
+    #[inline(always)]
+    pub(crate) fn publish(self) {
+        let mut slots = core::mem::ManuallyDrop::new(self);
+        let next = slots.next;
+        slots.ring.publish(next);
     }
 
     /// Writes the next entry; `false` when there is no room left.
@@ -330,7 +363,7 @@ impl<T: Copy> Slots<'_, T> {
         // SAFETY: under the mask it is one of the ring's slots. Between consumer + size and
         // producer the slot is this side's alone: the consumer reads none beyond the producer
         // index, which moves only when this guard is dropped.
-        unsafe { self.slots.add((self.next & self.mask) as usize).as_ref().write(value) };
+        unsafe { self.ring.slots.add((self.next & self.ring.mask) as usize).as_ref().write(value) };
         self.next = self.next.wrapping_add(1);
     }
 }
@@ -340,8 +373,7 @@ impl<T: Copy> Drop for Slots<'_, T> {
     fn drop(&mut self) {
         // An unchanged index is not stored: it would take the line away from the other side.
         if self.next != self.ring.next {
-            self.ring.next = self.next;
-            self.ring.memory.word(self.ring.memory.producer).store(self.next, Release);
+            self.ring.publish(self.next);
         }
     }
 }
@@ -385,7 +417,9 @@ impl<T: Copy> Consumer<T> {
         self.refresh()
     }
 
-    #[inline(always)]
+    /// Reads the producer's index anew.
+    #[cold]
+    #[inline(never)]
     fn refresh(&mut self) -> u32 {
         let end = self.memory.producer();
         let n = end.wrapping_sub(self.next);
@@ -400,33 +434,40 @@ impl<T: Copy> Consumer<T> {
     /// Takes up to `n` entries. What the guard does not yield stays in the ring.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Entries<'_, T> {
-        self.settle();
-        let n = self.available().min(n);
+        if self.is_unsettled() {
+            self.settle();
+        }
         let next = self.next;
+        let end = next.wrapping_add(self.available().min(n));
         // Taken until proven otherwise: were the guard forgotten, the entries would be lost, and
         // not be yielded by the next call as well.
-        self.next = next.wrapping_add(n);
-        Entries { first: next, next, end: self.next, mask: self.mask, slots: self.slots, ring: self }
+        self.next = end;
+        Entries { next, end, ring: self }
+    }
+
+    /// Whether a guard was forgotten.
+    #[inline(always)]
+    pub fn is_unsettled(&self) -> bool {
+        self.next != self.released
     }
 
     /// Releases the entries of a guard that was forgotten; returns how many it held.
     ///
     /// They are lost, but their slots must not be: the other side could never fill them again.
     /// [`take`](Self::take) does this first.
-    #[inline(always)]
+    #[cold]
+    #[inline(never)]
     pub fn settle(&mut self) -> u32 {
         let lost = self.next.wrapping_sub(self.released);
-        if lost != 0 {
-            self.release_forgotten();
-        }
+        self.release(self.next);
         lost
     }
 
-    #[cold]
-    #[inline(never)]
-    fn release_forgotten(&mut self) {
-        self.released = self.next;
-        self.memory.word(self.memory.consumer).store(self.next, Release);
+    #[inline(always)]
+    fn release(&mut self, next: u32) {
+        self.next = next;
+        self.released = next;
+        self.memory.word(self.memory.consumer).store(next, Release);
     }
 
     /// Index of the next entry: how many were consumed since index 0, modulo 2^32.
@@ -444,11 +485,8 @@ impl<T: Copy> Consumer<T> {
 /// Entries being taken. Dropping it releases those that were yielded.
 #[derive(Debug)]
 pub struct Entries<'r, T: Copy> {
-    first: u32,
     next: u32,
     end: u32,
-    mask: u32,
-    slots: NonNull<Slot<T>>,
     ring: &'r mut Consumer<T>,
 }
 
@@ -467,6 +505,26 @@ impl<T: Copy> Entries<'_, T> {
         }
     }
 
+    /// Entries from the next on that lie in one piece, there or not: up to the end of the memory.
+    #[inline(always)]
+    pub(crate) fn piece(&self) -> u32 {
+        self.ring.mask - (self.next & self.ring.mask) + 1
+    }
+
+    /// Whether `n` entries from the next on lie in one piece; see [`Slots::is_piece`].
+    #[inline(always)]
+    pub(crate) fn is_piece(&self, n: u32) -> bool {
+        (self.next & self.ring.mask) + (n - 1) <= self.ring.mask
+    }
+
+    /// Releases what was yielded, which is something: the drop without its question.
+    #[inline(always)]
+    pub(crate) fn release(self) {
+        let mut entries = core::mem::ManuallyDrop::new(self);
+        let next = entries.next;
+        entries.ring.release(next);
+    }
+
     /// The next entry.
     ///
     /// # Safety
@@ -477,7 +535,7 @@ impl<T: Copy> Entries<'_, T> {
         // SAFETY: under the mask it is one of the ring's slots. Between consumer and producer
         // index the slot is this side's: the producer writes none before the consumer index,
         // which moves only when this guard is dropped, has passed it.
-        let value = unsafe { self.slots.add((self.next & self.mask) as usize).as_ref().read() };
+        let value = unsafe { self.ring.slots.add((self.next & self.ring.mask) as usize).as_ref().read() };
         self.next = self.next.wrapping_add(1);
         value
     }
@@ -506,10 +564,67 @@ impl<T: Copy> ExactSizeIterator for Entries<'_, T> {}
 impl<T: Copy> Drop for Entries<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.ring.next = self.next;
-        if self.next != self.first {
-            self.ring.released = self.next;
-            self.ring.memory.word(self.ring.memory.consumer).store(self.next, Release);
+        if self.next == self.ring.released {
+            self.ring.next = self.next;
+        } else {
+            self.ring.release(self.next);
+        }
+    }
+}
+
+/// Takes `n` entries and pushes what `each` makes of them, in order.
+///
+/// Where `each` has nothing to push, the entry is taken all the same, and this ends there: it
+/// returns whether all `n` were pushed.
+///
+/// This is what a loop over a batch comes down to, done once for both ends: from one ring's memory
+/// to the other's, with one count and no mask.
+///
+/// # Safety
+///
+/// `n` entries are left, and there is room for as many; they lie in one piece on either side. `n` is
+/// not 0.
+#[inline(always)]
+pub(crate) unsafe fn transfer<A: Copy, B: Copy>(
+    from: &mut Entries<'_, A>,
+    to: &mut Slots<'_, B>,
+    n: u32,
+    mut each: impl FnMut(A) -> Option<B>,
+) -> bool {
+    /// Counts what was done; on drop, as when `each` panics.
+    struct Count<'p> {
+        taken: usize,
+        pushed: usize,
+        from: &'p mut u32,
+        to: &'p mut u32,
+    }
+    impl Drop for Count<'_> {
+        #[inline(always)]
+        fn drop(&mut self) {
+            *self.from = self.from.wrapping_add(self.taken as u32);
+            *self.to = self.to.wrapping_add(self.pushed as u32);
+        }
+    }
+
+    let (first, place) = (from.next & from.ring.mask, to.next & to.ring.mask);
+    // SAFETY: under the mask they are slots of their rings.
+    let (source, target) =
+        unsafe { (from.ring.slots.add(first as usize), to.ring.slots.add(place as usize)) };
+    let last = n as usize - 1;
+    let mut count = Count { taken: 0, pushed: 0, from: &mut from.next, to: &mut to.next };
+    loop {
+        // SAFETY: `n` entries are left, and none of them is behind the end of the memory. They are
+        // this side's, as for `Entries::next_unchecked`.
+        let entry = unsafe { source.add(count.taken).as_ref().read() };
+        count.taken += 1;
+        let Some(entry) = each(entry) else { return false };
+        // SAFETY: `n` slots are free, and none of them is behind the end of the memory. They are
+        // this side's, as for `Slots::push_unchecked`.
+        unsafe { target.add(count.pushed).as_ref().write(entry) };
+        let done = count.pushed == last;
+        count.pushed += 1;
+        if done {
+            return true;
         }
     }
 }

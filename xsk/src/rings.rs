@@ -16,8 +16,9 @@
 //! and counted in [`Umem::faults`].
 
 use crate::abi::{Descriptor, RingKind};
-use crate::ring::{Consumer, Entries, Producer, RingMemory, Slots};
-use crate::umem::{Facts, Frame, Ledgered, Packet, Pair, Pool, Umem};
+use crate::ring::{self, Consumer, Entries, Producer, RingMemory, Slots};
+use crate::umem::{Facts, Frame, Ledgered, Packet, Pair, Pool, Umem, Wrong};
+use core::ptr::NonNull;
 use std::sync::Arc;
 
 /// A push that failed, with what was to be pushed.
@@ -52,13 +53,11 @@ impl<T: core::fmt::Debug> core::error::Error for PushError<T> {}
 
 /// What the typed rings have in common: the raw ring, the UMEM's facts, the account.
 macro_rules! typed_ring {
-    ($(#[$doc:meta])* $name:ident, $raw:ident<$entry:ty>, $kind:ident, $state:ident) => {
+    ($(#[$doc:meta])* $name:ident, $raw:ident<$entry:ty>, $kind:ident) => {
         $(#[$doc])*
         pub struct $name {
             ring: $raw<$entry>,
             facts: Facts,
-            /// The ledger's state of the chunks that this ring has.
-            state: u16,
             account: Ledgered,
         }
 
@@ -75,7 +74,7 @@ macro_rules! typed_ring {
                 // SAFETY: as promised by the caller.
                 let ring = unsafe { $raw::new(memory) };
                 let account = Ledgered::open(pair, RingKind::$kind, ring.memory(), ring.index());
-                Self { facts: pair.umem().core().facts, state: pair.states().$state, ring, account }
+                Self { facts: account.facts(), ring, account }
             }
 
             /// Entries that the ring holds at most.
@@ -108,19 +107,19 @@ macro_rules! typed_ring {
 
 typed_ring! {
     /// Free frames, on their way to the kernel, which receives packets into them.
-    FillRing, Producer<u64>, Fill, fill
+    FillRing, Producer<u64>, Fill
 }
 typed_ring! {
     /// Received packets.
-    RxRing, Consumer<Descriptor>, Rx, fill
+    RxRing, Consumer<Descriptor>, Rx
 }
 typed_ring! {
     /// Packets to be sent.
-    TxRing, Producer<Descriptor>, Tx, tx
+    TxRing, Producer<Descriptor>, Tx
 }
 typed_ring! {
     /// Frames whose packets were sent.
-    CompletionRing, Consumer<u64>, Completion, tx
+    CompletionRing, Consumer<u64>, Completion
 }
 
 impl RxRing {
@@ -133,8 +132,10 @@ impl RxRing {
     /// Takes up to `n` packets. Those that the guard does not yield stay in the ring.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Packets<'_> {
-        self.account.settle(self.ring.settle());
-        Packets { entries: self.ring.take(n), facts: self.facts, state: self.state, account: &self.account }
+        if self.ring.is_unsettled() {
+            self.account.count_forgotten(self.ring.settle());
+        }
+        Packets(Taken { entries: self.ring.take(n), facts: self.facts, account: &self.account })
     }
 }
 
@@ -151,8 +152,10 @@ impl CompletionRing {
     /// [`Umem::index`] tells which one a frame is.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Frames<'_> {
-        self.account.settle(self.ring.settle());
-        Frames { entries: self.ring.take(n), facts: self.facts, state: self.state, account: &self.account }
+        if self.ring.is_unsettled() {
+            self.account.count_forgotten(self.ring.settle());
+        }
+        Frames(Taken { entries: self.ring.take(n), facts: self.facts, account: &self.account })
     }
 
     /// Takes all sent frames into a pool; returns how many.
@@ -177,7 +180,7 @@ impl FillRing {
     /// Reserves up to `n` slots.
     #[inline(always)]
     pub fn reserve(&mut self, n: u32) -> FillSlots<'_> {
-        FillSlots { slots: self.ring.reserve(n), facts: self.facts, state: self.state }
+        FillSlots(Filling { slots: self.ring.reserve(n), facts: self.facts, account: &self.account })
     }
 
     /// Whether the driver waits for a wake-up before it looks at FILL again.
@@ -194,40 +197,16 @@ impl FillRing {
     /// `each` sees every packet and says which frame goes back: usually the packet's own. Frames
     /// of another UMEM are not taken; they are sent home. Returns how many packets were taken.
     #[inline(always)]
-    #[allow(unsafe_code)]
-    pub fn extend(&mut self, mut packets: Packets<'_>, mut each: impl FnMut(Packet) -> Frame) -> u32 {
-        let mut to = self.reserve(packets.left());
-        let n = to.room();
-        packets.limit(n);
-        for _ in 0..n {
-            // SAFETY: `n` entries are there to be taken, and `n` slots to be filled.
-            unsafe {
-                if let Some(packet) = packets.next_of_left() {
-                    to.push_with_room(each(packet));
-                }
-            }
-        }
-        n
+    pub fn extend(&mut self, packets: Packets<'_>, each: impl FnMut(Packet) -> Frame) -> u32 {
+        transfer(packets.0, &mut self.ring, &self.facts, &self.account, each)
     }
 
     /// Moves sent frames from COMPLETION straight to FILL, as many as there is room for.
     ///
     /// Returns how many were taken.
     #[inline(always)]
-    #[allow(unsafe_code)]
-    pub fn extend_frames(&mut self, mut frames: Frames<'_>) -> u32 {
-        let mut to = self.reserve(frames.left());
-        let n = to.room();
-        frames.limit(n);
-        for _ in 0..n {
-            // SAFETY: `n` entries are there to be taken, and `n` slots to be filled.
-            unsafe {
-                if let Some(frame) = frames.next_of_left() {
-                    to.push_with_room(frame);
-                }
-            }
-        }
-        n
+    pub fn extend_frames(&mut self, frames: Frames<'_>) -> u32 {
+        transfer(frames.0, &mut self.ring, &self.facts, &self.account, |frame| frame)
     }
 
     /// Takes all frames back into `pool`.
@@ -240,7 +219,7 @@ impl FillRing {
         // SAFETY: nobody takes entries, as promised.
         while let Some(addr) = unsafe { self.ring.withdraw() } {
             // SAFETY: the entry was pushed by this side and taken by nobody: the chunk is its own.
-            if let Ok(frame) = unsafe { self.facts.frame(addr, self.state) } {
+            if let Ok(frame) = unsafe { self.facts.frame(addr, self.account.state) } {
                 pool.put(frame);
             }
         }
@@ -277,7 +256,7 @@ impl TxRing {
     /// Reserves up to `n` slots.
     #[inline(always)]
     pub fn reserve(&mut self, n: u32) -> TxSlots<'_> {
-        TxSlots { slots: self.ring.reserve(n), facts: self.facts, state: self.state }
+        TxSlots(Filling { slots: self.ring.reserve(n), facts: self.facts, account: &self.account })
     }
 
     /// Whether the kernel waits for a wake-up before it sends.
@@ -300,65 +279,248 @@ impl TxRing {
     /// `each` sees every packet and says what is sent: usually the same packet, rewritten. Packets
     /// of another UMEM are not sent; their frames go home. Returns how many packets were taken.
     #[inline(always)]
+    pub fn extend(&mut self, packets: Packets<'_>, each: impl FnMut(Packet) -> Packet) -> u32 {
+        transfer(packets.0, &mut self.ring, &self.facts, &self.account, each)
+    }
+}
+
+/// An entry of a ring, and what it stands for.
+#[allow(unsafe_code)]
+trait Entry: Copy {
+    /// The owner of the chunk that the entry speaks of.
+    type Item;
+
+    /// Where the chunk is, as the kernel writes it.
+    fn addr(self) -> u64;
+
+    /// What an entry from the kernel, had back from the ring of `expect`, stands for.
+    ///
+    /// # Safety
+    ///
+    /// The kernel has just handed it over on a ring of the UMEM of `facts`, which lives.
+    unsafe fn open(self, facts: &Facts, expect: u16) -> Result<Self::Item, Wrong>;
+
+    /// The entry that gives `item` up.
+    ///
+    /// # Errors
+    ///
+    /// The item back, when it is not of the UMEM of `facts`.
+    fn close(item: Self::Item, facts: &Facts) -> Result<Self, Self::Item>;
+}
+
+#[allow(unsafe_code)]
+impl Entry for u64 {
+    type Item = Frame;
+
+    #[inline(always)]
+    fn addr(self) -> u64 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn open(self, facts: &Facts, expect: u16) -> Result<Frame, Wrong> {
+        // SAFETY: as promised by the caller.
+        unsafe { facts.frame(self, expect) }
+    }
+
+    #[inline(always)]
+    fn close(frame: Frame, facts: &Facts) -> Result<Self, Frame> {
+        let Some(offset) = facts.offset(&frame) else { return Err(frame) };
+        let _ = frame.into_raw();
+        Ok(offset)
+    }
+}
+
+#[allow(unsafe_code)]
+impl Entry for Descriptor {
+    type Item = Packet;
+
+    #[inline(always)]
+    fn addr(self) -> u64 {
+        self.addr
+    }
+
+    #[inline(always)]
+    unsafe fn open(self, facts: &Facts, expect: u16) -> Result<Packet, Wrong> {
+        // SAFETY: as promised by the caller.
+        unsafe { facts.packet(self, expect) }
+    }
+
+    #[inline(always)]
+    fn close(packet: Packet, facts: &Facts) -> Result<Self, Packet> {
+        let Some(at) = facts.offset(packet.frame()) else { return Err(packet) };
+        let (frame, len, offset, options) = packet.into_parts();
+        let _ = frame.into_raw();
+        Ok(Self { addr: at + u64::from(offset), len, options: u32::from(options) })
+    }
+}
+
+/// A batch being taken out of a ring.
+#[derive(Debug)]
+struct Taken<'r, E: Copy> {
+    entries: Entries<'r, E>,
+    facts: Facts,
+    account: &'r Ledgered,
+}
+
+impl<E: Entry> Taken<'_, E> {
+    /// What the next good entry stands for.
+    #[inline(always)]
     #[allow(unsafe_code)]
-    pub fn extend(&mut self, mut packets: Packets<'_>, mut each: impl FnMut(Packet) -> Packet) -> u32 {
-        let mut to = self.reserve(packets.left());
-        let n = to.room();
-        packets.limit(n);
-        for _ in 0..n {
-            // SAFETY: `n` entries are there to be taken, and `n` slots to be filled.
-            unsafe {
-                if let Some(packet) = packets.next_of_left() {
-                    to.push_with_room(each(packet));
-                }
+    fn next(&mut self) -> Option<E::Item> {
+        loop {
+            let entry = self.entries.next()?;
+            // SAFETY: the entry comes from the kernel; the account keeps the UMEM.
+            match unsafe { entry.open(&self.facts, self.account.state) } {
+                Ok(item) => return Some(item),
+                Err(wrong) => self.account.refuse(wrong, entry.addr()),
             }
         }
-        n
+    }
+}
+
+/// A batch being put into a ring. The ledger has its chunks as lent from when it is published.
+#[derive(Debug)]
+struct Filling<'r, E: Entry> {
+    slots: Slots<'r, E>,
+    facts: Facts,
+    account: &'r Ledgered,
+}
+
+impl<E: Entry> Filling<'_, E> {
+    #[inline(always)]
+    fn push(&mut self, item: E::Item) -> Result<(), PushError<E::Item>> {
+        if self.slots.room() == 0 {
+            return Err(PushError::Full(item));
+        }
+        let entry = E::close(item, &self.facts).map_err(PushError::Foreign)?;
+        let _ = self.slots.push(entry);
+        Ok(())
+    }
+}
+
+impl<E: Entry> Drop for Filling<'_, E> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // The kernel may have the chunks from here on; `slots`, dropped next, publishes them.
+        if self.facts.ledger.is_on() {
+            let (ring, end) = self.slots.pushed();
+            lend(ring, end, self.account);
+        }
+    }
+}
+
+/// Enters what was pushed up to the index `end` into the ledger, as lent to the ring.
+///
+/// Not a part of the guard's drop, and not told of the guard: that would keep it in memory, also
+/// where the ledger is off.
+#[inline(never)]
+#[allow(unsafe_code)]
+fn lend<E: Entry>(ring: &Producer<E>, end: u32, account: &Ledgered) {
+    let facts = account.facts();
+    // SAFETY: up to there the guard has pushed, whose drop this is. An item of this UMEM became
+    // each entry, and the account keeps the UMEM.
+    unsafe { ring.unpublished(end).for_each(|entry| facts.lend(entry.addr(), account.state)) }
+}
+
+/// Moves a batch from ring to ring, as much as there is room for; returns how much was taken.
+///
+/// The usual case has a loop of its own, with nothing to tell apart for every packet: there both
+/// ends work with the same copy of their one UMEM's facts, and then a frame that `each` hands
+/// through needs no second check: the compiler sees that it is the one whose address was checked.
+#[inline(always)]
+#[allow(unsafe_code)]
+fn transfer<A: Entry, B: Entry>(
+    mut from: Taken<'_, A>,
+    to: &mut Producer<B>,
+    facts: &Facts,
+    account: &Ledgered,
+    mut each: impl FnMut(A::Item) -> B::Item,
+) -> u32 {
+    let n = from.entries.left();
+    if n == 0 {
+        return 0;
+    }
+    if facts.is_plainly(&from.facts) && to.room(n) >= n {
+        let mut slots = to.reserve(n);
+        if from.entries.is_piece(n) && slots.is_piece(n) {
+            let facts = facts.without_ledger();
+            let convert = convert(&facts, from.account, &facts, &mut each);
+            // SAFETY: `n` is what is left, and not 0; there is room for it; both are one piece.
+            if unsafe { ring::transfer(&mut from.entries, &mut slots, n, convert) } {
+                slots.publish();
+                from.entries.release();
+                return n;
+            }
+        }
+    }
+    let source = (from.facts.base, from.account);
+    n - from.entries.left() + transfer_unusual(from.entries, source, to, facts, account, each)
+}
+
+/// With a ledger; from one UMEM to another, where `each` copies, or what it returns goes home; past
+/// the end of a ring's memory; with less room than entries; or what is left behind a refused entry.
+#[inline(never)]
+#[allow(unsafe_code)]
+fn transfer_unusual<A: Entry, B: Entry>(
+    mut from: Entries<'_, A>,
+    (base, source): (NonNull<u8>, &Ledgered),
+    to: &mut Producer<B>,
+    facts: &Facts,
+    account: &Ledgered,
+    mut each: impl FnMut(A::Item) -> B::Item,
+) -> u32 {
+    let facts = *facts;
+    // Read anew, so that the usual case need not have read all of it.
+    let source_facts = if base == facts.base { facts } else { source.facts() };
+    let mut to = Filling { slots: to.reserve(from.left()), facts, account };
+    from.limit(to.slots.room());
+    let n = from.left();
+    while from.left() != 0 {
+        let piece = from.left().min(from.piece()).min(to.slots.piece());
+        let convert = convert(&source_facts, source, &facts, &mut each);
+        // SAFETY: something is left, for all of which there is room; of that, one piece.
+        unsafe { ring::transfer(&mut from, &mut to.slots, piece, convert) };
+    }
+    n
+}
+
+/// From entry to entry, by way of `each`.
+#[inline(always)]
+#[allow(unsafe_code)]
+fn convert<A: Entry, B: Entry>(
+    source: &Facts,
+    account: &Ledgered,
+    target: &Facts,
+    each: &mut impl FnMut(A::Item) -> B::Item,
+) -> impl FnMut(A) -> Option<B> {
+    // SAFETY: the entry comes from the kernel; the account keeps the UMEM.
+    move |entry| match unsafe { entry.open(source, account.state) } {
+        // An item of another UMEM is dropped here, and so sent home.
+        Ok(item) => B::close(each(item), target).ok(),
+        Err(wrong) => {
+            account.refuse(wrong, entry.addr());
+            None
+        }
     }
 }
 
 /// Received packets being taken; an iterator. Dropping it releases the slots of those it yielded.
 #[derive(Debug)]
 #[must_use = "packets that are not yielded stay in the ring"]
-pub struct Packets<'r> {
-    entries: Entries<'r, Descriptor>,
-    facts: Facts,
-    state: u16,
-    account: &'r Ledgered,
-}
+pub struct Packets<'r>(Taken<'r, Descriptor>);
 
 impl Packets<'_> {
     /// Entries not yet yielded.
     #[inline(always)]
     pub fn left(&self) -> u32 {
-        self.entries.left()
+        self.0.entries.left()
     }
 
     /// Yields no more than `n` from here on; the rest stays in the ring.
     #[inline(always)]
     pub fn limit(&mut self, n: u32) {
-        self.entries.limit(n);
-    }
-
-    /// The next packet, or `None` when the entry is not one.
-    ///
-    /// # Safety
-    ///
-    /// [`left`](Self::left) is not 0.
-    #[inline(always)]
-    #[allow(unsafe_code)]
-    unsafe fn next_of_left(&mut self) -> Option<Packet> {
-        // SAFETY: something is left; the entry comes from the kernel.
-        unsafe {
-            let entry = self.entries.next_unchecked();
-            match self.facts.packet(entry, self.state) {
-                Ok(packet) => Some(packet),
-                Err(wrong) => {
-                    self.account.refuse(wrong, entry.addr);
-                    None
-                }
-            }
-        }
+        self.0.entries.limit(n);
     }
 }
 
@@ -366,15 +528,8 @@ impl Iterator for Packets<'_> {
     type Item = Packet;
 
     #[inline(always)]
-    #[allow(unsafe_code)]
     fn next(&mut self) -> Option<Packet> {
-        while self.entries.left() != 0 {
-            // SAFETY: something is left.
-            if let Some(packet) = unsafe { self.next_of_left() } {
-                return Some(packet);
-            }
-        }
-        None
+        self.0.next()
     }
 
     #[inline(always)]
@@ -386,45 +541,19 @@ impl Iterator for Packets<'_> {
 /// Sent frames being taken; an iterator. Dropping it releases the slots of those it yielded.
 #[derive(Debug)]
 #[must_use = "frames that are not yielded stay in the ring"]
-pub struct Frames<'r> {
-    entries: Entries<'r, u64>,
-    facts: Facts,
-    state: u16,
-    account: &'r Ledgered,
-}
+pub struct Frames<'r>(Taken<'r, u64>);
 
 impl Frames<'_> {
     /// Entries not yet yielded.
     #[inline(always)]
     pub fn left(&self) -> u32 {
-        self.entries.left()
+        self.0.entries.left()
     }
 
     /// Yields no more than `n` from here on; the rest stays in the ring.
     #[inline(always)]
     pub fn limit(&mut self, n: u32) {
-        self.entries.limit(n);
-    }
-
-    /// The next frame, or `None` when the entry is not one.
-    ///
-    /// # Safety
-    ///
-    /// [`left`](Self::left) is not 0.
-    #[inline(always)]
-    #[allow(unsafe_code)]
-    unsafe fn next_of_left(&mut self) -> Option<Frame> {
-        // SAFETY: something is left; the entry comes from the kernel.
-        unsafe {
-            let addr = self.entries.next_unchecked();
-            match self.facts.frame(addr, self.state) {
-                Ok(frame) => Some(frame),
-                Err(wrong) => {
-                    self.account.refuse(wrong, addr);
-                    None
-                }
-            }
-        }
+        self.0.entries.limit(n);
     }
 }
 
@@ -432,15 +561,8 @@ impl Iterator for Frames<'_> {
     type Item = Frame;
 
     #[inline(always)]
-    #[allow(unsafe_code)]
     fn next(&mut self) -> Option<Frame> {
-        while self.entries.left() != 0 {
-            // SAFETY: something is left.
-            if let Some(frame) = unsafe { self.next_of_left() } {
-                return Some(frame);
-            }
-        }
-        None
+        self.0.next()
     }
 
     #[inline(always)]
@@ -451,17 +573,13 @@ impl Iterator for Frames<'_> {
 
 /// Slots of FILL being filled. Dropping it publishes the frames that were pushed.
 #[derive(Debug)]
-pub struct FillSlots<'r> {
-    slots: Slots<'r, u64>,
-    facts: Facts,
-    state: u16,
-}
+pub struct FillSlots<'r>(Filling<'r, u64>);
 
 impl FillSlots<'_> {
     /// Slots left.
     #[inline(always)]
     pub fn room(&self) -> u32 {
-        self.slots.room()
+        self.0.slots.room()
     }
 
     /// Gives a frame to the kernel, to receive into.
@@ -470,55 +588,20 @@ impl FillSlots<'_> {
     ///
     /// The frame back, when there is no slot left or it is another UMEM's.
     #[inline(always)]
-    #[allow(unsafe_code)]
     pub fn push(&mut self, frame: Frame) -> Result<(), PushError<Frame>> {
-        if self.slots.room() == 0 {
-            return Err(PushError::Full(frame));
-        }
-        let Some(offset) = self.facts.offset(&frame) else { return Err(PushError::Foreign(frame)) };
-        let _ = frame.into_raw();
-        // SAFETY: there is room.
-        unsafe { self.slots.push_unchecked(offset) };
-        Ok(())
-    }
-
-    /// # Safety
-    ///
-    /// There is room.
-    #[inline(always)]
-    #[allow(unsafe_code)]
-    unsafe fn push_with_room(&mut self, frame: Frame) {
-        // A frame of another UMEM is dropped here, and so sent home.
-        let Some(offset) = self.facts.offset(&frame) else { return };
-        let _ = frame.into_raw();
-        // SAFETY: there is room.
-        unsafe { self.slots.push_unchecked(offset) };
-    }
-}
-
-impl Drop for FillSlots<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        // The kernel may have the frames from here on; `slots`, dropped next, publishes them.
-        if self.facts.ledger.is_on() {
-            self.slots.pushed().for_each(|addr| self.facts.ledger.give(addr, self.state));
-        }
+        self.0.push(frame)
     }
 }
 
 /// Slots of TX being filled. Dropping it publishes the packets that were pushed.
 #[derive(Debug)]
-pub struct TxSlots<'r> {
-    slots: Slots<'r, Descriptor>,
-    facts: Facts,
-    state: u16,
-}
+pub struct TxSlots<'r>(Filling<'r, Descriptor>);
 
 impl TxSlots<'_> {
     /// Slots left.
     #[inline(always)]
     pub fn room(&self) -> u32 {
-        self.slots.room()
+        self.0.slots.room()
     }
 
     /// Gives a packet to the kernel, to be sent.
@@ -527,41 +610,191 @@ impl TxSlots<'_> {
     ///
     /// The packet back, when there is no slot left or it is another UMEM's.
     #[inline(always)]
-    #[allow(unsafe_code)]
     pub fn push(&mut self, packet: Packet) -> Result<(), PushError<Packet>> {
-        if self.slots.room() == 0 {
-            return Err(PushError::Full(packet));
-        }
-        if self.facts.offset(packet.frame()).is_none() {
-            return Err(PushError::Foreign(packet));
-        }
-        // SAFETY: there is room.
-        unsafe { self.push_with_room(packet) };
-        Ok(())
-    }
-
-    /// # Safety
-    ///
-    /// There is room.
-    #[inline(always)]
-    #[allow(unsafe_code)]
-    unsafe fn push_with_room(&mut self, packet: Packet) {
-        // A packet of another UMEM is dropped here, and so its frame sent home.
-        let Some(at) = self.facts.offset(packet.frame()) else { return };
-        let (frame, len, offset, options) = packet.into_parts();
-        let _ = frame.into_raw();
-        let addr = at + u64::from(offset);
-        // SAFETY: there is room.
-        unsafe { self.slots.push_unchecked(Descriptor { addr, len, options: u32::from(options) }) };
+        self.0.push(packet)
     }
 }
 
-impl Drop for TxSlots<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        // The kernel may have the packets from here on; `slots`, dropped next, publishes them.
-        if self.facts.ledger.is_on() {
-            self.slots.pushed().for_each(|entry| self.facts.ledger.give(entry.addr, self.state));
+#[cfg(all(test, not(loom)))]
+#[allow(unsafe_code)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// A socket's receiving half over rings of 8 that are about to wrap, and the kernel's side.
+    struct Bed {
+        umem: Umem,
+        pool: Pool,
+        fill: FillRing,
+        rx: RxRing,
+        kernel_fill: Consumer<u64>,
+        kernel_rx: Producer<Descriptor>,
+    }
+
+    impl Bed {
+        fn new(ledger: bool) -> Self {
+            // FILL ends its memory two entries on, RX three, and both wrap their indices.
+            let fill = RingMemory::<u64>::allocate(8, u32::MAX - 1);
+            let rx = RingMemory::<Descriptor>::allocate(8, u32::MAX - 2);
+            let (umem, pool) = Umem::builder().frames(16).chunk_size(2048).ledger(ledger).build().unwrap();
+            let pair = Pair::new(&umem).unwrap();
+            // SAFETY: fresh rings, each side worked once, by the protocol.
+            unsafe {
+                Self {
+                    kernel_fill: Consumer::new(fill.clone()),
+                    kernel_rx: Producer::new(rx.clone()),
+                    fill: FillRing::over(fill, &pair),
+                    rx: RxRing::over(rx, &pair),
+                    umem,
+                    pool,
+                }
+            }
+        }
+
+        /// Has the kernel receive `n` packets into what is in FILL; `change` is what it does wrong.
+        fn receive(&mut self, n: u32, mut change: impl FnMut(usize, &mut Descriptor)) {
+            let mut rx = self.kernel_rx.reserve(n);
+            for (i, addr) in self.kernel_fill.take(n).enumerate() {
+                let mut descriptor = Descriptor { addr: addr + 256, len: 60, options: 0 };
+                change(i, &mut descriptor);
+                assert!(rx.push(descriptor));
+            }
+        }
+
+        fn census_is_true(&self) {
+            assert_eq!(self.umem.census().contradiction(), None);
+        }
+    }
+
+    #[test]
+    fn extend_moves_all_of_a_batch_across_the_ends_of_both_rings() {
+        for ledger in [false, true] {
+            let mut bed = Bed::new(ledger);
+            assert_eq!(bed.fill.refill(&mut bed.pool, 8), 8);
+            for _ in 0..5 {
+                bed.receive(8, |_, _| {});
+                let mut lengths = Vec::new();
+                let moved = bed.fill.extend(bed.rx.take(64), |packet| {
+                    lengths.push(packet.len());
+                    packet.into_frame()
+                });
+                assert_eq!((moved, lengths), (8, vec![60; 8]));
+                assert_eq!(bed.umem.census().fill, 8);
+                bed.census_is_true();
+            }
+            assert_eq!(bed.umem.faults().total(), 0);
+        }
+    }
+
+    #[test]
+    fn extend_takes_no_more_than_there_is_room_for() {
+        for ledger in [false, true] {
+            let mut bed = Bed::new(ledger);
+            bed.fill.refill(&mut bed.pool, 8);
+            bed.receive(5, |_, _| {});
+            bed.fill.refill(&mut bed.pool, 2);
+            assert_eq!(bed.fill.extend(bed.rx.take(64), Packet::into_frame), 3);
+            assert_eq!((bed.umem.census().fill, bed.umem.census().rx), (8, 2));
+            assert_eq!(bed.fill.extend(bed.rx.take(64), Packet::into_frame), 0);
+            bed.census_is_true();
+        }
+    }
+
+    #[test]
+    fn extend_steps_over_entries_that_are_no_packets() {
+        for ledger in [false, true] {
+            let mut bed = Bed::new(ledger);
+            let size = bed.umem.size();
+            bed.fill.refill(&mut bed.pool, 8);
+            bed.receive(8, |i, descriptor| match i {
+                0 => descriptor.addr = size,
+                2 => descriptor.len = 0,
+                3 => descriptor.len = 2048 - 256 + 1,
+                5 => descriptor.len = u32::MAX,
+                7 => descriptor.addr = u64::MAX - 7,
+                _ => {}
+            });
+            let mut seen = 0;
+            let taken = bed.fill.extend(bed.rx.take(64), |packet| {
+                seen += 1;
+                packet.into_frame()
+            });
+            assert_eq!((taken, seen, bed.umem.faults().outside), (8, 3, 5));
+            assert_eq!(bed.umem.census().fill, 3);
+            assert_eq!(bed.umem.faults().duplicate, 0);
+        }
+    }
+
+    #[test]
+    fn a_packet_may_fill_its_chunk_to_the_last_byte() {
+        let mut bed = Bed::new(false);
+        bed.fill.refill(&mut bed.pool, 1);
+        bed.receive(1, |_, descriptor| descriptor.len = 2048 - 256);
+        assert_eq!(bed.rx.take(1).next().map(|packet| packet.len()), Some(2048 - 256));
+    }
+
+    #[test]
+    fn the_ledger_refuses_a_chunk_that_comes_twice_in_one_batch() {
+        let mut bed = Bed::new(true);
+        bed.fill.refill(&mut bed.pool, 8);
+        let mut first = 0;
+        bed.receive(4, |i, descriptor| match i {
+            0 => first = descriptor.addr,
+            2 => descriptor.addr = first,
+            _ => {}
+        });
+        assert_eq!(bed.fill.extend(bed.rx.take(64), Packet::into_frame), 4);
+        assert_eq!(bed.umem.census().fill, 4 + 3);
+        assert_eq!((bed.umem.faults().duplicate, bed.umem.faults().outside), (1, 0));
+    }
+
+    #[test]
+    fn extend_between_umems_takes_only_frames_of_the_ring() {
+        for ledger in [false, true] {
+            let (mut bed, mut other) = (Bed::new(ledger), Bed::new(false));
+            bed.fill.refill(&mut bed.pool, 8);
+            bed.receive(5, |_, _| {});
+            // The packet's own frame goes home, a copy's frame goes into the ring.
+            let mut copies = 0;
+            let (pool, own) = (&mut other.pool, &mut bed.pool);
+            let taken = other.fill.extend(bed.rx.take(64), |packet| {
+                copies += 1;
+                if copies % 2 == 0 {
+                    return packet.into_frame();
+                }
+                own.put(packet);
+                pool.take().unwrap()
+            });
+            assert_eq!((taken, copies), (5, 5));
+            assert_eq!((other.umem.census().fill, other.umem.census().program), (3, 0));
+            assert_eq!((bed.umem.census().dropped, bed.umem.census().program), (2, 0));
+            bed.census_is_true();
+            other.census_is_true();
+        }
+    }
+
+    #[test]
+    fn a_panic_in_the_middle_of_extend_loses_no_more_than_its_packet() {
+        for (ledger, batch) in [(false, 2), (true, 2), (false, 8), (true, 8)] {
+            let mut bed = Bed::new(ledger);
+            bed.fill.refill(&mut bed.pool, 8);
+            bed.receive(8, |_, _| {});
+            let mut seen = 0;
+            let (fill, rx) = (&mut bed.fill, &mut bed.rx);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                fill.extend(rx.take(batch), |packet| {
+                    seen += 1;
+                    assert_ne!(seen, 2, "on purpose");
+                    packet.into_frame()
+                })
+            }));
+            assert!(outcome.is_err());
+            // One went through, one was dropped in the panic, six are still there.
+            let census = bed.umem.census();
+            assert_eq!((census.fill, census.dropped, census.rx), (1, 1, 6));
+            bed.census_is_true();
+            assert_eq!(bed.fill.extend(bed.rx.take(64), Packet::into_frame), 6);
+            bed.census_is_true();
         }
     }
 }

@@ -153,10 +153,10 @@ pub(crate) struct Facts {
     pub(crate) base: NonNull<u8>,
     /// Bytes of the UMEM.
     pub(crate) size: u64,
-    /// Bytes of a chunk.
-    pub(crate) chunk: u32,
-    /// Chunk size minus one.
-    pub(crate) mask: u32,
+    /// Bytes of a chunk minus one; a chunk's size is a power of two.
+    pub(crate) mask: u64,
+    /// The base where there is no ledger, else 0: what [`is_plainly`](Self::is_plainly) compares.
+    plain: usize,
     pub(crate) ledger: Ledger,
 }
 
@@ -175,6 +175,31 @@ pub(crate) enum Wrong {
 }
 
 impl Facts {
+    /// Bytes of a chunk.
+    #[inline(always)]
+    pub(crate) fn chunk(&self) -> u64 {
+        self.mask + 1
+    }
+
+    /// Facts of `size` bytes at `base`.
+    pub(crate) fn new(base: NonNull<u8>, size: u64, chunk: u32, ledger: Ledger) -> Self {
+        let plain = if ledger.is_on() { 0 } else { base.as_ptr().addr() };
+        Self { base, size, mask: u64::from(chunk) - 1, plain, ledger }
+    }
+
+    /// Whether `other` are facts of the same UMEM, and it has no ledger: one comparison, because
+    /// live UMEMs are disjoint.
+    #[inline(always)]
+    pub(crate) fn is_plainly(&self, other: &Self) -> bool {
+        self.plain == other.base.as_ptr().addr()
+    }
+
+    /// The same, for a path on which the ledger is known to be off.
+    #[inline(always)]
+    pub(crate) fn without_ledger(self) -> Self {
+        Self { ledger: Ledger::OFF, ..self }
+    }
+
     /// Where `frame` points, in bytes from the start of this UMEM; `None` for another UMEM's.
     ///
     /// Live UMEMs are disjoint ranges of memory, so the range says whose a frame is. This is the
@@ -185,20 +210,39 @@ impl Facts {
         (offset < self.size).then_some(offset)
     }
 
-    /// The packet that a descriptor of RX speaks of, and the ring's ledger state given back.
+    /// The number of the chunk at `addr`.
+    #[inline(always)]
+    fn number(&self, addr: u64) -> usize {
+        (addr >> self.chunk().trailing_zeros()) as usize
+    }
+
+    /// Enters the chunk at `addr` into the ledger as lent to the ring of `state`.
     ///
     /// # Safety
     ///
-    /// The kernel has just handed this descriptor over on a ring of this UMEM.
+    /// `addr` is below the size, and the UMEM lives.
+    #[inline(always)]
+    pub(crate) unsafe fn lend(&self, addr: u64, state: u16) {
+        // SAFETY: below the size, so a chunk of the UMEM.
+        unsafe { self.ledger.give(self.number(addr), state) };
+    }
+
+    /// The packet that a descriptor of RX speaks of, had back from the ring of `expect`.
+    ///
+    /// # Safety
+    ///
+    /// The kernel has just handed this descriptor over on a ring of this UMEM, which lives.
     #[inline(always)]
     pub(crate) unsafe fn packet(&self, d: Descriptor, expect: u16) -> Result<Packet, Wrong> {
-        // In aligned mode an address lies below the size; above it there is nothing to be had.
-        // `len - 1` makes an empty packet look endless.
-        let in_chunk = d.addr as u32 & self.mask;
-        if d.addr >= self.size || d.len.wrapping_sub(1) >= self.chunk - in_chunk {
+        // In aligned mode an address lies below the size; above it there is nothing to be had. The
+        // first and the last byte lie in one chunk when they differ in a chunk's bits alone. An
+        // empty packet ends 2^32 - 1 bytes behind its start, and so in no chunk.
+        let last = d.addr.wrapping_add(u64::from(d.len.wrapping_sub(1)));
+        if d.addr >= self.size || d.addr ^ last > self.mask {
             return Err(Wrong::Outside);
         }
-        if !self.ledger.take(d.addr, expect) {
+        // SAFETY: below the size, so a chunk of the UMEM.
+        if !unsafe { self.ledger.take(self.number(d.addr), expect) } {
             return Err(Wrong::NotTheirs);
         }
         // SAFETY: inside the UMEM. That nobody else owns the chunk is the kernel's promise, and
@@ -207,17 +251,18 @@ impl Facts {
         Ok(Packet { frame, len: d.len, offset: 0, options: d.options as u16 })
     }
 
-    /// The frame that an address from COMPLETION speaks of.
+    /// The frame that an address from COMPLETION speaks of, had back from the ring of `expect`.
     ///
     /// # Safety
     ///
-    /// The kernel has just handed this address over on a ring of this UMEM.
+    /// The kernel has just handed this address over on a ring of this UMEM, which lives.
     #[inline(always)]
     pub(crate) unsafe fn frame(&self, addr: u64, expect: u16) -> Result<Frame, Wrong> {
         if addr >= self.size {
             return Err(Wrong::Outside);
         }
-        if !self.ledger.take(addr, expect) {
+        // SAFETY: below the size, so a chunk of the UMEM.
+        if !unsafe { self.ledger.take(self.number(addr), expect) } {
             return Err(Wrong::NotTheirs);
         }
         // SAFETY: as for a packet.

@@ -79,9 +79,9 @@ impl Book {
         self.states[chunk as usize].store(HELD, Release);
     }
 
-    /// The view that rings work with. `shift` is the logarithm of the chunk size.
-    pub(crate) fn ledger(&self, shift: u32) -> Ledger {
-        Ledger { states: Some(NonNull::from(&self.states[..]).cast()), shift }
+    /// The view that rings work with.
+    pub(crate) fn ledger(&self) -> Ledger {
+        Ledger { states: Some(NonNull::from(&self.states[..]).cast()) }
     }
 }
 
@@ -89,11 +89,10 @@ impl Book {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ledger {
     states: Option<NonNull<AtomicU16>>,
-    shift: u32,
 }
 
 impl Ledger {
-    pub(crate) const OFF: Self = Self { states: None, shift: 0 };
+    pub(crate) const OFF: Self = Self { states: None };
 
     /// Whether there is a ledger.
     #[inline(always)]
@@ -101,22 +100,29 @@ impl Ledger {
         self.states.is_some()
     }
 
-    /// The chunk at `addr` is given up: it belongs to the ring of `state` from here on.
+    /// A chunk is given up: it belongs to the ring of `state` from here on.
+    ///
+    /// # Safety
+    ///
+    /// The UMEM has the chunk, and lives.
     #[inline(always)]
-    pub(crate) fn give(self, addr: u64, state: u16) {
+    pub(crate) unsafe fn give(self, chunk: usize, state: u16) {
         if let Some(states) = self.states {
-            // SAFETY: `addr` is below the UMEM's size, so its chunk has a state. The book lives
-            // in the UMEM's core, which every ring holds.
-            unsafe { states.add((addr >> self.shift) as usize).as_ref() }.store(state, Release);
+            // SAFETY: a chunk of the UMEM has a state. The book lives in the UMEM's core.
+            unsafe { states.add(chunk).as_ref() }.store(state, Release);
         }
     }
 
-    /// The chunk at `addr` comes back from the ring of `expect`; `false` when it was not there.
+    /// A chunk comes back from the ring of `expect`; `false` when it was not there.
+    ///
+    /// # Safety
+    ///
+    /// The UMEM has the chunk, and lives.
     #[inline(always)]
-    pub(crate) fn take(self, addr: u64, expect: u16) -> bool {
+    pub(crate) unsafe fn take(self, chunk: usize, expect: u16) -> bool {
         let Some(states) = self.states else { return true };
         // SAFETY: as above.
-        let state = unsafe { states.add((addr >> self.shift) as usize).as_ref() };
+        let state = unsafe { states.add(chunk).as_ref() };
         if state.load(Acquire) != expect {
             return false;
         }

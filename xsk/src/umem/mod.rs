@@ -275,7 +275,7 @@ impl Umem {
 
     /// Bytes of a chunk.
     pub fn chunk_size(&self) -> u32 {
-        self.core().facts.chunk
+        self.core().facts.chunk() as u32
     }
 
     /// Bytes that the kernel leaves free in front of each received packet, besides its own 256.
@@ -325,7 +325,7 @@ impl Umem {
     /// was sent: keep what belongs to a packet in a table by this number.
     pub fn index(&self, frame: &Frame) -> Option<u32> {
         let facts = &self.core().facts;
-        facts.offset(frame).map(|offset| (offset / u64::from(facts.chunk)) as u32)
+        facts.offset(frame).map(|offset| (offset / facts.chunk()) as u32)
     }
 
     /// The number of the chunk that a packet is in; see [`index`](Self::index).
@@ -345,10 +345,10 @@ impl Umem {
     pub fn packet(&self, frame: Frame, headroom: u16, len: u32) -> Result<Packet, Frame> {
         let facts = &self.core().facts;
         let Some(offset) = facts.offset(&frame) else { return Err(frame) };
-        if len == 0 || u64::from(headroom) + u64::from(len) > u64::from(facts.chunk) {
+        if len == 0 || u64::from(headroom) + u64::from(len) > facts.chunk() {
             return Err(frame);
         }
-        let start = offset - offset % u64::from(facts.chunk) + u64::from(headroom);
+        let start = offset - offset % facts.chunk() + u64::from(headroom);
         let _ = frame.into_raw();
         // SAFETY: inside the chunk that `frame` owned; the length was checked.
         Ok(unsafe { Packet::new(Frame::new(facts.base.add(start as usize)), len, 0, 0) })
@@ -364,7 +364,7 @@ impl Umem {
         let facts = &self.core().facts;
         let Some(at) = facts.offset(packet.frame()) else { return Err(packet) };
         let (frame, len, offset, options) = packet.into_parts();
-        let front = at % u64::from(facts.chunk) + u64::from(offset);
+        let front = at % facts.chunk() + u64::from(offset);
         if u64::from(n) > front {
             // SAFETY: as it was.
             return Err(unsafe { Packet::new(frame, len, offset, options) });
@@ -409,7 +409,7 @@ impl Umem {
         {
             return 0;
         }
-        let chunk = u64::from(core.facts.chunk);
+        let chunk = core.facts.chunk();
         let mut at_home = vec![false; core.total as usize];
         for frame in depot.iter() {
             if let Some(offset) = core.facts.offset(frame) {
@@ -618,10 +618,6 @@ impl Pair {
     pub fn umem(&self) -> &Umem {
         &self.umem
     }
-
-    pub(crate) fn states(&self) -> States {
-        States::of_pair(self.number)
-    }
 }
 
 impl Drop for Pair {
@@ -629,7 +625,7 @@ impl Drop for Pair {
         let core = self.umem.core();
         // What the pair's rings never gave back must not come out of the next pair of this number.
         if let Some(book) = &core.book {
-            book.lose(self.states());
+            book.lose(States::of_pair(self.number));
         }
         let mut pairs = core.pairs.lock().unwrap_or_else(PoisonError::into_inner);
         pairs[self.number as usize] = false;
@@ -642,6 +638,8 @@ impl Drop for Pair {
 #[derive(Debug)]
 pub(crate) struct Ledgered {
     pub(crate) pair: Arc<Pair>,
+    /// The ledger's state of the chunks that are lent through the ring: to FILL, or to TX.
+    pub(crate) state: u16,
     pub(crate) refused: Arc<AtomicU32>,
     id: usize,
 }
@@ -655,19 +653,28 @@ impl Ledgered {
     ) -> Self {
         let refused = Arc::new(AtomicU32::new(0));
         let id = pair.umem.core().open_account(pair.number, kind, memory, start, refused.clone());
-        Self { pair: pair.clone(), refused, id }
+        let states = States::of_pair(pair.number);
+        let state = match kind {
+            RingKind::Fill | RingKind::Rx => states.fill,
+            RingKind::Tx | RingKind::Completion => states.tx,
+        };
+        Self { pair: pair.clone(), state, refused, id }
     }
 
     pub(crate) fn close(&self, index: u32) {
         self.pair.umem.core().close_account(self.id, index);
     }
 
+    /// What there is to know of the UMEM.
+    pub(crate) fn facts(&self) -> Facts {
+        self.pair.umem.core().facts
+    }
+
     /// Counts the entries of a guard that was forgotten.
-    #[inline(always)]
-    pub(crate) fn settle(&self, lost: u32) {
-        if lost != 0 {
-            self.pair.umem.core().forgotten.fetch_add(lost, Relaxed);
-        }
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn count_forgotten(&self, lost: u32) {
+        self.pair.umem.core().forgotten.fetch_add(lost, Relaxed);
     }
 
     /// An entry came out of the ring and is none: count it, so that the sums stay true.
@@ -824,13 +831,9 @@ impl UmemBuilder {
     unsafe fn over(self, memory: Mapping, got: PageSize) -> (Umem, Pool) {
         let base: NonNull<u8> = memory.base();
         let book = self.ledger.then(|| Book::new(self.frames));
-        let facts = Facts {
-            base,
-            size: u64::from(self.frames) * u64::from(self.chunk_size),
-            chunk: self.chunk_size,
-            mask: self.chunk_size - 1,
-            ledger: book.as_ref().map_or(Ledger::OFF, |b| b.ledger(self.chunk_size.trailing_zeros())),
-        };
+        let size = u64::from(self.frames) * u64::from(self.chunk_size);
+        let ledger = book.as_ref().map_or(Ledger::OFF, Book::ledger);
+        let facts = Facts::new(base, size, self.chunk_size, ledger);
         let core = Arc::new(Core {
             facts,
             total: self.frames,
