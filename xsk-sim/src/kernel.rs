@@ -34,7 +34,8 @@ impl Kernel for Sim {
         "sim"
     }
 
-    fn identity(&self) -> usize {
+    /// Where its state is: all handles of one simulated kernel have the same.
+    fn id(&self) -> usize {
         Arc::as_ptr(&self.state).addr()
     }
 }

@@ -4,7 +4,7 @@ use core::fmt;
 use std::sync::Arc;
 
 use crate::abi::XdpFeatures;
-use crate::error::{Cause, Doing, Error, Result};
+use crate::error::{Cause, Doing, Error, Result, general};
 use crate::kernel::{self, Errno, InterfaceInfo, Kernel};
 use crate::xdp::AttachMode;
 
@@ -38,7 +38,15 @@ impl Device {
     pub fn open_on(kernel: Arc<dyn Kernel>, name: &str) -> Result<Self> {
         match kernel.index_of(name) {
             Ok(index) => Ok(Self { kernel, index, name: name.into() }),
-            Err(errno) => Err(failed(name, errno)),
+            Err(errno) => {
+                let cause = match errno {
+                    Errno::NODEV | Errno::NXIO | Errno::INVAL | Errno::NOENT => {
+                        Cause::NoSuchInterface { name: name.into() }
+                    }
+                    errno => general(errno),
+                };
+                Err(Error::with_errno(Doing::OpenDevice { name: name.into() }, cause, errno))
+            }
         }
     }
 
@@ -61,11 +69,17 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`Cause::NoSuchInterface`], when it was removed.
+    /// [`Cause::InterfaceGone`], when it was removed.
     pub fn info(&self) -> Result<DeviceInfo> {
         match self.kernel.interface(self.index) {
             Ok(info) => Ok(DeviceInfo { programs: attached(&*self.kernel, &info), raw: info }),
-            Err(errno) => Err(failed(&self.name, errno)),
+            Err(errno) => {
+                let cause = match errno {
+                    Errno::NODEV | Errno::NXIO => Cause::InterfaceGone,
+                    errno => general(errno),
+                };
+                Err(Error::with_errno(Doing::ReadDevice { name: self.name().into() }, cause, errno))
+            }
         }
     }
 
@@ -73,7 +87,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`Cause::NoSuchInterface`], when it was removed.
+    /// [`Cause::InterfaceGone`], when it was removed.
     pub fn queues(&self) -> Result<u32> {
         self.info().map(|info| info.queues())
     }
@@ -87,18 +101,6 @@ impl fmt::Debug for Device {
             .field("name", &self.name)
             .finish()
     }
-}
-
-fn failed(name: &str, errno: Errno) -> Error {
-    let doing = Doing::OpenDevice { name: name.into() };
-    let cause = match errno {
-        Errno::NODEV | Errno::NXIO | Errno::INVAL | Errno::NOENT => {
-            Cause::NoSuchInterface { name: name.into() }
-        }
-        Errno::PERM | Errno::ACCESS => Cause::MissingCapability { capability: "CAP_NET_ADMIN" },
-        errno => Cause::Unexpected(errno),
-    };
-    Error::with_errno(doing, cause, errno)
 }
 
 /// An XDP program that is attached to an interface.

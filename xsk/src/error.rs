@@ -45,6 +45,11 @@ pub enum Doing {
         /// Its name, or its index in words.
         name: String,
     },
+    /// Asking what an open interface is.
+    ReadDevice {
+        /// Its name when it was opened.
+        name: String,
+    },
     /// Making an AF_XDP socket.
     MakeSocket,
     /// Registering a UMEM with a socket.
@@ -82,6 +87,11 @@ pub enum Doing {
     },
     /// Reading a socket's counters or options.
     ReadSocket,
+    /// Changing how many packets a send transmits.
+    SetTxBudget {
+        /// Packets asked for.
+        packets: u32,
+    },
     /// Making an XSKMAP.
     MakeMap {
         /// Slots asked for.
@@ -120,6 +130,7 @@ impl fmt::Display for Doing {
                 write!(f, "cannot make a UMEM of {frames} frames of {chunk_size} bytes")
             }
             Self::OpenDevice { name } => write!(f, "cannot open interface {name}"),
+            Self::ReadDevice { name } => write!(f, "cannot read what interface {name} is"),
             Self::MakeSocket => f.write_str("cannot make an AF_XDP socket"),
             Self::RegisterUmem { bytes } => write!(f, "cannot register a UMEM of {bytes} bytes"),
             Self::MakeRing { ring, entries } => write!(f, "cannot make a {ring} ring of {entries} entries"),
@@ -127,6 +138,7 @@ impl fmt::Display for Doing {
             Self::Send { interface, queue } => write!(f, "cannot send on {interface} queue {queue}"),
             Self::Wait { interface, queue } => write!(f, "cannot wait for {interface} queue {queue}"),
             Self::ReadSocket => f.write_str("cannot read the socket's state"),
+            Self::SetTxBudget { packets } => write!(f, "cannot set the TX budget to {packets} packets"),
             Self::MakeMap { entries } => write!(f, "cannot make an XSKMAP of {entries} slots"),
             Self::InsertSocket { index } => {
                 write!(f, "cannot enter the socket into slot {index} of the XSKMAP")
@@ -155,6 +167,12 @@ pub enum Cause {
         /// Which: `CAP_NET_RAW`, `CAP_NET_ADMIN` or `CAP_BPF`.
         capability: &'static str,
     },
+    /// The kernel refuses what the process has the capabilities for.
+    #[error("the kernel forbids it, although the process has the capabilities")]
+    Forbidden,
+    /// The process has as many descriptors open as it may.
+    #[error("the process, or the system, has too many files open")]
+    TooManyFiles,
     /// The kernel was built without AF_XDP.
     #[error("this kernel has no AF_XDP")]
     NoAfXdp,
@@ -205,9 +223,12 @@ pub enum Cause {
         limit: u64,
     },
     /// Memory is short.
-    #[error("the system has no {bytes} bytes of memory to give")]
+    #[error("the system has no {}memory to give", match bytes {
+        0 => String::new(),
+        bytes => format!("{bytes} bytes of "),
+    })]
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes asked for; 0 where that is not known.
         bytes: u64,
     },
     /// Too few huge pages are free.
@@ -260,7 +281,7 @@ pub enum Cause {
         queues: u32,
     },
     /// The queue has a socket already.
-    #[error("another socket has the queue{}", if holders.is_empty() {
+    #[error("another socket has the queue (tried for {} ms){}", waited.as_millis(), if holders.is_empty() {
         String::new()
     } else {
         format!("; processes with AF_XDP sockets here: {}", list(holders))
@@ -300,9 +321,31 @@ pub enum Cause {
         /// The mode of the sockets that have the UMEM.
         zero_copy: bool,
     },
-    /// Sockets of another kernel have this UMEM.
-    #[error("the UMEM belongs to a socket of another kernel")]
-    OtherKernel,
+    /// Two things that belong to different kernels can't be used together.
+    #[error("{what} belongs to another kernel")]
+    OtherKernel {
+        /// Which of them, with its article: `the UMEM`, `the socket` or `the interface`.
+        what: &'static str,
+    },
+    /// The UMEM has as many sockets as it can tell apart.
+    #[error("the UMEM has {max} sockets already")]
+    TooManySockets {
+        /// The most.
+        max: u32,
+    },
+    /// A TX budget that the kernel does not take.
+    #[error("a TX budget of {packets} packets is out of range: from {min} to {max}")]
+    TxBudget {
+        /// Packets asked for.
+        packets: u32,
+        /// The least.
+        min: u32,
+        /// The most: the entries of TX.
+        max: u32,
+    },
+    /// The socket only receives.
+    #[error("the socket has no TX ring")]
+    NoTxRing,
 
     /// The driver sends in zero copy only beside an XDP program.
     #[error("{} sends in zero copy only while an XDP program is attached", driver.as_deref().map_or("the driver".into(), |d| format!("the driver {d}")))]
@@ -315,7 +358,7 @@ pub enum Cause {
     #[error("the interface is down")]
     InterfaceDown,
     /// The interface is gone.
-    #[error("the interface was removed")]
+    #[error("the interface is gone")]
     InterfaceGone,
 
     /// The map has no such slot.
@@ -336,10 +379,12 @@ pub enum Cause {
     #[error("the socket has no RX ring, and this kernel enters only sockets that can receive")]
     NeedsRxRing,
     /// An XSKMAP of an impossible size.
-    #[error("an XSKMAP can't have {entries} slots")]
+    #[error("{entries} slots are out of range: from 1 to {max}")]
     MapSize {
         /// Slots asked for.
         entries: u32,
+        /// The most that this library asks a kernel for: queues are counted in 16 bits.
+        max: u32,
     },
     /// The verifier refused the program.
     #[error("the kernel's verifier refused the program")]
@@ -366,13 +411,19 @@ pub enum Cause {
         /// The driver's name, where it is known.
         driver: Option<String>,
     },
+    /// The driver refused to run the program for a reason of its own.
+    #[error("the driver{} refused to run the program", driver.as_deref().map(|d| format!(" {d}")).unwrap_or_default())]
+    NativeRefused {
+        /// The driver's name, where it is known.
+        driver: Option<String>,
+    },
     /// The other end of a veth pair is gone.
     #[error("the other end of the veth pair is gone")]
     PeerGone,
     /// The MTU is too large for a program.
-    #[error("MTU {mtu} is too large for a program in this mode")]
+    #[error("the MTU ({mtu}, or that of a veth's peer) is too large for a program in this mode")]
     MtuTooLarge {
-        /// The interface's MTU, in bytes.
+        /// The interface's MTU, in bytes. On a veth the peer's is what counts.
         mtu: u32,
     },
     /// The interface has too few receive queues for a program.
@@ -387,6 +438,18 @@ pub enum Cause {
     /// Something is at the path already.
     #[error("something is at the path already")]
     PathTaken,
+    /// The directory in which the path ends is not there.
+    #[error("there is no directory for it to be in")]
+    NoDirectory,
+    /// A name in a BPF file system has no dots.
+    #[error("the name {name} has a dot")]
+    DotInName {
+        /// The last part of the path.
+        name: String,
+    },
+    /// The process may not make files at the path.
+    #[error("the process may not make files there")]
+    NoAccess,
     /// In a stepped simulation, nothing could ever end this wait.
     #[error("nothing that could end this wait is left to happen")]
     Deadlock,
@@ -403,9 +466,17 @@ impl Cause {
                 "Raw packets need it, in the user namespace that owns the network namespace."
             }
             Self::MissingCapability { capability: "CAP_BPF" } => {
-                "Loading a program and making its map need it, together with CAP_NET_ADMIN."
+                "Loading an XDP program needs it, and so may making its map; it counts only in the initial \
+                 user namespace."
             }
-            Self::MissingCapability { .. } => "Attaching a program to an interface needs it.",
+            Self::MissingCapability { .. } => {
+                "Making an XSKMAP and loading an XDP program need it, in the initial user namespace."
+            }
+            Self::Forbidden => {
+                "The network namespace belongs to another user namespace, or a seccomp filter or \
+                 security module (as containers have) is in the way."
+            }
+            Self::TooManyFiles => "Every socket, map, program and link is a descriptor.",
             Self::NoAfXdp => "It was built without CONFIG_XDP_SOCKETS.",
             Self::KernelTooOld { .. } => "Older kernels refuse the call.",
             Self::NoFrames => "Every packet is in a frame.",
@@ -421,7 +492,8 @@ impl Cause {
             Self::OutOfMemory { .. } => "All of a UMEM, and every ring, is in memory at all times.",
             Self::NoHugePages { .. } => "Huge pages are set aside by the administrator beforehand.",
             Self::LockedMemory { .. } => {
-                "A UMEM is pinned, and counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK."
+                "A UMEM is pinned, and all that a user has pinned counts against RLIMIT_MEMLOCK, unless the \
+                 process has CAP_IPC_LOCK."
             }
             Self::MemoryRefused => "It is not mapped, read-only, or a shared mapping of a file on disk.",
             Self::RingNotPowerOfTwo { .. } => "An entry's place is its index under a mask.",
@@ -447,13 +519,23 @@ impl Cause {
                 "Drivers refuse it while the interface is set up in a way that they can't serve."
             }
             Self::SharedMode { .. } => "Sockets that share a UMEM take over the mode of the first.",
-            Self::OtherKernel => "A UMEM is registered with one kernel.",
             Self::NeedsProgram { .. } => {
                 "It sets up the queues that zero copy uses together with the program, also for a socket \
                  that only sends (igb, ixgbe, i40e and ice do)."
             }
+            Self::OtherKernel { .. } => {
+                "Descriptors, indices and pinned memory mean something to one kernel only."
+            }
+            Self::TooManySockets { .. } => "The ledger counts them in 15 bits.",
+            Self::TxBudget { .. } => {
+                "A send transmits no more than TX holds, and the kernel wants at least 32."
+            }
+            Self::NoTxRing => "It was made by `open_rx`.",
             Self::InterfaceDown => "Nothing is sent or received before it is switched on.",
-            Self::InterfaceGone => "Its sockets are unbound for good.",
+            Self::InterfaceGone => {
+                "It was removed, or moved to another network namespace, after it was opened; its sockets \
+                 are unbound for good."
+            }
             Self::NoSuchSlot { .. } => "An XSKMAP has a fixed number of slots.",
             Self::SlotTaken { .. } => "The program would send its packets to the new socket instead.",
             Self::NeedsRxRing => "The program sends packets to it, which it could not take.",
@@ -461,11 +543,18 @@ impl Cause {
             Self::Verifier { .. } => "The kernel runs only programs that it can prove to be safe.",
             Self::ProgramPresent { .. } => "An interface has one XDP program, and one way to run it.",
             Self::NativeUnsupported { .. } => "Native mode runs the program inside the driver.",
+            Self::NativeRefused { .. } => {
+                "Drivers refuse it while the interface is set up in a way that they can't serve; dmesg may \
+                 say which."
+            }
             Self::PeerGone => "A veth runs programs on what its peer sends.",
             Self::MtuTooLarge { .. } => "A native program sees a packet in one buffer of a page.",
             Self::TooFewQueues { .. } => "Each transmit queue of the peer needs a receive queue here.",
             Self::NotBpffs => "Objects outlive their process only under a name in a BPF file system.",
             Self::PathTaken => "A name there stands for one object.",
+            Self::NoDirectory => "Only the last part of the path is made.",
+            Self::DotInName { .. } => "BPF file systems keep names with dots for themselves.",
+            Self::NoAccess => "The directory's owner or mode does not allow it.",
             Self::Deadlock => "The simulated kernel is stepped: packets move only when it is told so.",
             Self::Unexpected(_) => "This is an answer that the library doesn't know for this call.",
         }
@@ -475,11 +564,23 @@ impl Cause {
     pub fn remedy(&self) -> String {
         match self {
             Self::MissingCapability { capability } => {
-                format!("run as root, or give the program the capability: setcap {}+ep PROGRAM", match *capability {
-                    "CAP_NET_RAW" => "cap_net_raw",
-                    _ => "cap_net_raw,cap_net_admin,cap_bpf",
-                })
+                match *capability {
+                    "CAP_NET_RAW" => {
+                        "run as root, or give the program the capability: setcap cap_net_raw+ep PROGRAM"
+                    }
+                    _ => {
+                        "run as root outside of any user namespace, or give the program the capabilities: \
+                         setcap cap_net_raw,cap_net_admin,cap_bpf+ep PROGRAM"
+                    }
+                }
+                .into()
             }
+            Self::Forbidden => {
+                "run it outside of the container or user namespace, or have AF_XDP sockets and bpf(2) \
+                 allowed there"
+                    .into()
+            }
+            Self::TooManyFiles => "close some, or raise the limit: ulimit -n".into(),
             Self::NoAfXdp => "use a kernel with CONFIG_XDP_SOCKETS=y, or the simulated one (crate xsk-sim)".into(),
             Self::KernelTooOld { since, .. } => format!("use Linux {since} or later"),
             Self::NoFrames => "ask for at least one; 4096 is usual".into(),
@@ -490,11 +591,16 @@ impl Cause {
                 format!("boot with hugepagesz=1G hugepages={needed}, or use ordinary pages")
             }
             Self::NoHugePages { needed, .. } => {
-                format!("set them aside: sysctl -w vm.nr_hugepages={needed}, or use ordinary pages")
+                format!(
+                    "set them aside, besides those in use: sysctl -w vm.nr_hugepages={needed}, or use \
+                     ordinary pages"
+                )
             }
-            Self::LockedMemory { bytes, .. } => {
-                format!("raise the limit: ulimit -l {}, give the program CAP_IPC_LOCK, or ask for fewer frames", bytes.div_ceil(1024))
-            }
+            Self::LockedMemory { bytes, .. } => format!(
+                "give the program the capability: setcap cap_ipc_lock+ep PROGRAM; or raise the limit by at \
+                 least {0} KiB: ulimit -l; or ask for fewer frames",
+                bytes.div_ceil(1024)
+            ),
             Self::MemoryRefused => "let the UMEM map its own memory".into(),
             Self::RingNotPowerOfTwo { entries } => {
                 let below = entries.checked_ilog2().map_or(1, |l| 1 << l);
@@ -504,15 +610,12 @@ impl Cause {
                 }
             }
             Self::RingTooLarge { max, .. } => format!("use at most {max}; 2048 is usual"),
-            Self::NoSuchInterface { .. } => "list the interfaces: xsk info".into(),
-            Self::NoSuchQueue { queues: 0 | 1, .. } => "use queue 0".into(),
-            Self::NoSuchQueue { queues, .. } => {
-                format!("use a queue from 0 to {}; more can be had with: ethtool -L INTERFACE combined N", queues - 1)
-            }
-            Self::QueueBusy { holders, .. } if holders.is_empty() => {
-                "end the program that has it, or use another queue".into()
-            }
-            Self::QueueBusy { holders, .. } => format!("end {}, or use another queue", list(holders)),
+            Self::NoSuchInterface { .. } => "see which there are: ip link; ip netns list shows other namespaces".into(),
+            Self::NoSuchQueue { queues, .. } => format!(
+                "use queue 0{}; where the driver can have more: ethtool -L INTERFACE combined N, or rx N tx N",
+                if *queues > 1 { format!(" to {}", queues - 1) } else { String::new() }
+            ),
+            Self::QueueBusy { holders, .. } => busy_remedy(holders),
             Self::QueueTaken => "use another queue, or a UMEM of its own".into(),
             Self::ZeroCopyUnsupported { .. } | Self::ZeroCopyRefused { .. } => {
                 "let the kernel choose the mode, or ask for copy; xsk info INTERFACE shows what the driver can do".into()
@@ -521,10 +624,16 @@ impl Cause {
                 format!("lower the MTU: ip link set INTERFACE mtu {}, or use larger chunks", room.saturating_sub(26))
             }
             Self::SharedMode { .. } => "ask for the same mode, or let it be chosen, or use a UMEM of its own".into(),
-            Self::OtherKernel => "make a UMEM for each kernel".into(),
             Self::NeedsProgram { .. } => {
                 "attach one, such as the default program with an empty map, or use copy mode".into()
             }
+            Self::OtherKernel { .. } => "make everything from devices of one kernel".into(),
+            Self::TooManySockets { .. } => "use another UMEM".into(),
+            Self::TxBudget { min, max, .. } if min > max => {
+                format!("give the socket a TX ring of at least {min} entries")
+            }
+            Self::TxBudget { min, max, .. } => format!("use {min} to {max}, or make TX larger"),
+            Self::NoTxRing => "make the socket by `open` or `open_tx`".into(),
             Self::InterfaceDown => "switch it on: ip link set INTERFACE up".into(),
             Self::InterfaceGone => "open the interface and its sockets again when it is back".into(),
             Self::NoSuchSlot { .. } => "use a lower index, or make the map larger".into(),
@@ -532,20 +641,61 @@ impl Cause {
             Self::NeedsRxRing => "give the socket an RX ring, or leave it out of the map".into(),
             Self::MapSize { .. } => "use as many slots as the interface has queues".into(),
             Self::Verifier { .. } => "read its log below".into(),
-            Self::ProgramPresent { id, .. } => format!(
-                "end the program that attached it, or see what it is: bpftool prog show id {id}; \
-                 if it is to be removed: ip link set INTERFACE xdp off"
+            Self::ProgramPresent { id, mode, .. } => format!(
+                "end the process that attached it (bpftool prog show id {id} may name it); if none is left: \
+                 ip link set INTERFACE {} off, or if a link holds it: bpftool link show, bpftool link \
+                 detach id LINK",
+                match mode {
+                    AttachMode::Generic => "xdpgeneric",
+                    _ => "xdpdrv",
+                }
             ),
-            Self::NativeUnsupported { .. } => "use generic mode, or the better of both".into(),
+            Self::NativeUnsupported { .. } | Self::NativeRefused { .. } => {
+                "use generic mode, or the better of both".into()
+            }
             Self::PeerGone => "make the pair again".into(),
-            Self::MtuTooLarge { .. } => "lower the MTU: ip link set INTERFACE mtu 1500, or use generic mode".into(),
-            Self::TooFewQueues { .. } => "give it as many: ethtool -L INTERFACE rx N, or use generic mode".into(),
+            Self::MtuTooLarge { .. } => {
+                "lower the MTU: ip link set INTERFACE mtu 1500 (on a veth, the peer's), or use generic mode".into()
+            },
+            Self::TooFewQueues { .. } => {
+                "give it as many: ethtool -L INTERFACE rx N, or the peer fewer: ethtool -L PEER tx N, or use \
+                 generic mode"
+                    .into()
+            },
             Self::NotBpffs => "mount one: mount -t bpf bpf /sys/fs/bpf, and use a path below it".into(),
-            Self::PathTaken => "use another name, or remove the file".into(),
+            Self::PathTaken => "use another name, or remove the file (which detaches a program kept there)".into(),
+            Self::NoDirectory => "make the directory first: mkdir -p".into(),
+            Self::DotInName { name } => format!("use a name such as {}", name.replace('.', "_")),
+            Self::NoAccess => "run as the owner of the directory, or use one of your own".into(),
             Self::Deadlock => "inject a packet, or send one, before waiting; or wait with a timeout".into(),
             Self::Unexpected(_) => "see what the kernel says: dmesg; and please report it".into(),
         }
     }
+}
+
+/// The cause behind an answer that any call can give.
+#[cold]
+pub(crate) fn general(errno: Errno) -> Cause {
+    match errno {
+        Errno::PERM | Errno::ACCESS => Cause::Forbidden,
+        Errno::MFILE | Errno::NFILE => Cause::TooManyFiles,
+        errno => Cause::Unexpected(errno),
+    }
+}
+
+/// What to do about a queue that one of `holders` has.
+fn busy_remedy(holders: &[Holder]) -> String {
+    let (own, others): (Vec<_>, Vec<_>) = holders.iter().partition(|h| h.pid == std::process::id());
+    let mut ways = Vec::new();
+    if !own.is_empty() {
+        ways.push("drop the socket and all of its rings, if this very process has it".to_owned());
+    }
+    match &others[..] {
+        [] if own.is_empty() => ways.push("end the program that has it".to_owned()),
+        [] => {}
+        others => ways.push(format!("end {}", list(others))),
+    }
+    format!("{}, or use another queue", ways.join(", or "))
 }
 
 impl Error {
@@ -615,8 +765,10 @@ impl core::error::Error for Error {}
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
         let kind = match (&error.0.cause, error.0.errno) {
-            (Cause::MissingCapability { .. }, _) => std::io::ErrorKind::PermissionDenied,
-            (Cause::NoSuchInterface { .. }, _) => std::io::ErrorKind::NotFound,
+            (Cause::MissingCapability { .. } | Cause::Forbidden | Cause::NoAccess, _) => {
+                std::io::ErrorKind::PermissionDenied
+            }
+            (Cause::NoSuchInterface { .. } | Cause::NoDirectory, _) => std::io::ErrorKind::NotFound,
             (Cause::QueueBusy { .. } | Cause::ProgramPresent { .. }, _) => std::io::ErrorKind::AddrInUse,
             (_, Some(errno)) => std::io::Error::from(errno).kind(),
             _ => std::io::ErrorKind::InvalidInput,

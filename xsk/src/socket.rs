@@ -36,7 +36,7 @@ use crate::abi::{
     self, AF_XDP, BindFlags, MmapOffsets, RingKind, RingOffset, SOL_XDP, SockaddrXdp, UmemReg, XdpStatistics,
 };
 use crate::device::{Device, DeviceInfo};
-use crate::error::{Cause, Doing, Error, Result};
+use crate::error::{Cause, Doing, Error, Result, general};
 use crate::kernel::{Errno, Mapping, POLLERR, POLLIN, POLLOUT, RawSocket};
 use crate::ring::RingMemory;
 use crate::rings::{CompletionRing, FillRing, RxRing, TxRing};
@@ -46,6 +46,9 @@ use crate::umem::{Member, Pair, Pool, Umem, max_headroom};
 /// The most entries that a ring is asked for. The kernel has no limit of its own: it would try to
 /// find 16 GiB.
 pub const MAX_RING_ENTRIES: u32 = 1 << 20;
+
+/// The least TX budget that the kernel takes, and what it is unless told otherwise.
+const MIN_TX_BUDGET: u32 = 32;
 
 /// `SOCK_RAW`.
 const SOCK_RAW: i32 = 3;
@@ -83,7 +86,8 @@ struct Shared {
     device: Device,
     queue: u32,
     zero_copy: bool,
-    receives: bool,
+    /// Entries of TX, where there is one.
+    tx: Option<u32>,
     /// FILL of a socket that only sends: it holds the frames that a driver wanted there.
     _fill: Option<Mutex<FillRing>>,
 }
@@ -254,7 +258,8 @@ impl Socket {
     /// without end. The kernel wakes the driver by itself while it waits, for RX as for TX, so
     /// before blocking this is the way.
     ///
-    /// A signal ends the wait early, with nothing ready.
+    /// A signal ends the wait early, with nothing ready. That the interface is down or gone is told
+    /// when nothing became ready in the time; a timeout of zero does not ask.
     ///
     /// # Errors
     ///
@@ -267,18 +272,24 @@ impl Socket {
             Interest::Both => POLLIN | POLLOUT,
         };
         match self.0.raw.poll(events, timeout) {
-            Ok(found) if found & POLLERR != 0 => Err(self.gone(self.waiting(), self.pending_error())),
+            Ok(found) if found & POLLERR != 0 => {
+                Err(self.gone(self.waiting(), self.unbound().unwrap_or(Errno::NXIO)))
+            }
+            Ok(0) if timeout.is_some_and(|timeout| !timeout.is_zero()) => match self.unbound() {
+                Some(errno) => Err(self.gone(self.waiting(), errno)),
+                None => Ok(Ready::default()),
+            },
             Ok(found) => Ok(Ready { rx: found & POLLIN != 0, tx: found & POLLOUT != 0 }),
             Err(Errno::INTR) => Ok(Ready::default()),
             Err(errno) => Err(self.gone(self.waiting(), errno)),
         }
     }
 
-    /// What an idle socket's kernel says to an empty call.
+    /// Whether the socket's interface is down or gone, of which `poll` says nothing.
     #[cold]
-    fn pending_error(&self) -> Errno {
-        let answer = if self.0.receives { self.0.raw.receive() } else { self.0.raw.send() };
-        answer.err().unwrap_or(Errno::NXIO)
+    fn unbound(&self) -> Option<Errno> {
+        // The kernel looks for that before it looks for an RX ring.
+        self.0.raw.receive().err().filter(|errno| matches!(*errno, Errno::NETDOWN | Errno::NXIO))
     }
 
     fn sending(&self) -> Doing {
@@ -299,7 +310,7 @@ impl Socket {
             }
             Errno::NXIO | Errno::NODEV => Cause::InterfaceGone,
             Errno::DEADLK => Cause::Deadlock,
-            errno => Cause::Unexpected(errno),
+            errno => general(errno),
         };
         Error::with_errno(doing, cause, errno)
     }
@@ -338,14 +349,19 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`Cause::KernelTooOld`], and [`Cause::Unexpected`] with `EACCES` for a number out of range.
+    /// [`Cause::NoTxRing`], [`Cause::TxBudget`], [`Cause::KernelTooOld`]; the budget is as it was
+    /// then.
     pub fn set_tx_budget(&self, packets: u32) -> Result<()> {
         self.0.raw.setsockopt(SOL_XDP, abi::XDP_MAX_TX_SKB_BUDGET, &packets.to_ne_bytes()).map_err(|errno| {
-            let cause = match errno {
-                Errno::NOPROTOOPT => Cause::KernelTooOld { feature: "the TX budget option", since: "6.17" },
-                errno => Cause::Unexpected(errno),
+            let cause = match (errno, self.0.tx) {
+                (Errno::NOPROTOOPT, _) => {
+                    Cause::KernelTooOld { feature: "the TX budget option", since: "6.17" }
+                }
+                (Errno::ACCESS, None) => Cause::NoTxRing,
+                (Errno::ACCESS, Some(max)) => Cause::TxBudget { packets, min: MIN_TX_BUDGET, max },
+                (errno, _) => general(errno),
             };
-            Error::with_errno(Doing::ReadSocket, cause, errno)
+            Error::with_errno(Doing::SetTxBudget { packets }, cause, errno)
         })
     }
 }
@@ -470,10 +486,11 @@ impl<'p> SocketBuilder<'p> {
     ///
     /// # Errors
     ///
-    /// Of making a socket: [`Cause::MissingCapability`], [`Cause::NoAfXdp`]. Of the UMEM:
-    /// [`Cause::LockedMemory`], [`Cause::Headroom`], [`Cause::ChunkSize`], [`Cause::OutOfMemory`],
-    /// [`Cause::OtherKernel`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
-    /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::NoSuchInterface`],
+    /// Of making a socket: [`Cause::MissingCapability`], [`Cause::Forbidden`], [`Cause::NoAfXdp`],
+    /// [`Cause::TooManyFiles`]. Of the UMEM: [`Cause::LockedMemory`], [`Cause::Headroom`],
+    /// [`Cause::ChunkSize`], [`Cause::OutOfMemory`], [`Cause::OtherKernel`],
+    /// [`Cause::TooManySockets`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
+    /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::InterfaceGone`],
     /// [`Cause::NoSuchQueue`], [`Cause::QueueBusy`], [`Cause::QueueTaken`],
     /// [`Cause::ZeroCopyUnsupported`], [`Cause::ZeroCopyMtu`], [`Cause::ZeroCopyRefused`],
     /// [`Cause::SharedMode`], [`Cause::KernelTooOld`]. Frames that were to fill FILL are back in
@@ -535,23 +552,27 @@ impl<'p> SocketBuilder<'p> {
         }
         if self.queue > u32::from(u16::MAX) {
             // The kernel would cut it to 16 bits and bind another queue.
-            let queues = self.device.queues()?;
-            return Err(Error::new(binding(), Cause::NoSuchQueue { queue: self.queue, queues }));
+            let cause = match self.device.queues() {
+                Ok(queues) => Cause::NoSuchQueue { queue: self.queue, queues },
+                Err(error) => error.cause().clone(),
+            };
+            return Err(Error::new(binding(), cause));
         }
 
         // Held throughout: of two threads, one registers the memory and the other shares it.
         let mut members = lock_members(umem);
-        members.retain(|m| m.socket.strong_count() > 0);
-        let here = kernel.identity();
+        // A socket whose interface is gone is unbound for good, and lends nothing any more.
+        members.retain(|m| m.socket.upgrade().is_some_and(|s| s.receive() != Err(Errno::NXIO)));
+        let here = kernel.id();
         if members.iter().any(|m| m.kernel != here) {
-            return Err(Error::new(binding(), Cause::OtherKernel));
+            return Err(Error::new(binding(), Cause::OtherKernel { what: "the UMEM" }));
         }
         if members.iter().any(|m| m.ifindex == self.device.index() && m.queue == self.queue) {
             return Err(Error::new(binding(), Cause::QueueTaken));
         }
         let lender = members.iter().find_map(|m| Some((m.socket.upgrade()?, m.zero_copy)));
         if let Some((_, zero_copy)) = lender
-            && self.mode == if zero_copy { Mode::Copy } else { Mode::ZeroCopy }
+            && matches!((self.mode, zero_copy), (Mode::Copy, true) | (Mode::ZeroCopy, false))
         {
             return Err(Error::new(binding(), Cause::SharedMode { zero_copy }));
         }
@@ -561,9 +582,11 @@ impl<'p> SocketBuilder<'p> {
             Ok(raw) => raw.into(),
             Err(errno) => {
                 let cause = match errno {
-                    Errno::PERM | Errno::ACCESS => Cause::MissingCapability { capability: "CAP_NET_RAW" },
+                    Errno::PERM if !kernel.limits().net_raw => {
+                        Cause::MissingCapability { capability: "CAP_NET_RAW" }
+                    }
                     Errno::AFNOSUPPORT => Cause::NoAfXdp,
-                    errno => Cause::Unexpected(errno),
+                    errno => general(errno),
                 };
                 return Err(Error::with_errno(Doing::MakeSocket, cause, errno));
             }
@@ -576,14 +599,14 @@ impl<'p> SocketBuilder<'p> {
                 let bytes = u64::from(*entries) * ring.entry_size() as u64;
                 let cause = match errno {
                     Errno::NOMEM | Errno::NOBUFS => Cause::OutOfMemory { bytes },
-                    errno => Cause::Unexpected(errno),
+                    errno => general(errno),
                 };
                 Error::with_errno(Doing::MakeRing { ring: *ring, entries: *entries }, cause, errno)
             })?;
         }
         let (offsets, has_flags) = mmap_offsets(&*raw)?;
-        let pair = Pair::new(umem)
-            .ok_or_else(|| Error::new(binding(), Cause::OutOfMemory { bytes: umem.size() }))?;
+        let pair =
+            Pair::new(umem).ok_or_else(|| Error::new(binding(), Cause::TooManySockets { max: Pair::MAX }))?;
         let maps = Maps { raw: &raw, offsets, has_flags };
         // SAFETY: fresh rings of a socket that nothing else knows; each is mapped once.
         let (mut fill, rx_ring, tx_ring, completion) = unsafe {
@@ -597,17 +620,23 @@ impl<'p> SocketBuilder<'p> {
                 .transpose()?,
             )
         };
-        match fill_from {
-            None => self.bind_with_patience(&*raw, lender.as_deref(), umem)?,
+        let bound = match fill_from {
+            None => self.bind_with_patience(&*raw, lender.as_deref()),
             Some((pool, frames)) => {
                 fill.refill(pool, frames);
-                self.bind_with_patience(&*raw, lender.as_deref(), umem).inspect_err(|_| {
+                self.bind_with_patience(&*raw, lender.as_deref()).inspect_err(|_| {
                     // SAFETY: the socket is not bound, so the kernel takes nothing from FILL.
                     unsafe { fill.withdraw_into(pool) };
-                })?;
+                })
             }
+        };
+        if let Err((errno, waited)) = bound {
+            // What this socket has mapped would be taken for its rival's.
+            drop((fill, rx_ring, tx_ring, completion));
+            let cause = self.why_not(errno, lender.as_deref(), waited, umem);
+            return Err(Error::with_errno(binding(), cause, errno));
         }
-        let zero_copy = is_zero_copy(&*raw);
+        let zero_copy = self.mode == Mode::ZeroCopy || is_zero_copy(&*raw);
         members.push(Member {
             socket: Arc::downgrade(&raw),
             kernel: here,
@@ -620,7 +649,7 @@ impl<'p> SocketBuilder<'p> {
             device: self.device.clone(),
             queue: self.queue,
             zero_copy,
-            receives: rx,
+            tx: tx.then_some(self.tx),
             _fill: None,
         };
         Ok(Bound { shared, fill, rx: rx_ring, tx: tx_ring, completion })
@@ -653,19 +682,19 @@ impl<'p> SocketBuilder<'p> {
                 Errno::INVAL if umem.headroom() > max_headroom(chunk) => {
                     Cause::Headroom { headroom: umem.headroom(), max: max_headroom(chunk), chunk }
                 }
-                errno => Cause::Unexpected(errno),
+                errno => general(errno),
             };
             Error::with_errno(Doing::RegisterUmem { bytes: umem.size() }, cause, errno)
         })
     }
 
-    /// Binds, and tries again for a while where the queue is still being released.
+    /// Binds, and tries again for a while where the queue is still being released. Where it fails,
+    /// the kernel's answer and how long was tried.
     fn bind_with_patience(
         &self,
         raw: &dyn RawSocket,
         lender: Option<&dyn RawSocket>,
-        umem: &Umem,
-    ) -> Result<()> {
+    ) -> Result<(), (Errno, Duration)> {
         let mut flags = BindFlags::empty();
         if lender.is_some() {
             // Everything else is taken over from the lender, and refused if it is said again.
@@ -691,34 +720,30 @@ impl<'p> SocketBuilder<'p> {
                     std::thread::sleep(pause.min(self.release_timeout.saturating_sub(start.elapsed())));
                     pause = (pause * 2).min(Duration::from_millis(50));
                 }
-                Err(errno) => {
-                    let doing = Doing::Bind { interface: self.device.name().into(), queue: self.queue };
-                    let cause = self.why_not(errno, lender.is_some(), start.elapsed(), umem);
-                    return Err(Error::with_errno(doing, cause, errno));
-                }
+                Err(errno) => return Err((errno, start.elapsed())),
             }
         }
     }
 
     /// The cause behind the kernel's answer, in the order of its checks.
     #[cold]
-    fn why_not(&self, errno: Errno, shared: bool, waited: Duration, umem: &Umem) -> Cause {
+    fn why_not(&self, errno: Errno, lender: Option<&dyn RawSocket>, waited: Duration, umem: &Umem) -> Cause {
         let kernel = self.device.kernel();
-        let Ok(info) = self.device.info() else {
-            return Cause::NoSuchInterface { name: self.device.name().into() };
-        };
+        let Ok(info) = self.device.info() else { return Cause::InterfaceGone };
         let driver = info.driver().map(str::to_owned);
         let room = umem.max_packet();
         match errno {
-            Errno::NODEV => Cause::NoSuchInterface { name: self.device.name().into() },
+            Errno::NODEV => Cause::InterfaceGone,
             Errno::BUSY => Cause::QueueBusy { holders: kernel.holders(), waited },
-            Errno::OPNOTSUPP => Cause::ZeroCopyUnsupported { driver },
+            // What shares a UMEM in zero copy needs it as well, without having asked.
+            Errno::OPNOTSUPP if lender.is_some_and(is_zero_copy) => Cause::SharedMode { zero_copy: true },
+            Errno::OPNOTSUPP if self.mode == Mode::ZeroCopy => Cause::ZeroCopyUnsupported { driver },
             Errno::NETDOWN => Cause::InterfaceDown,
             Errno::NOMEM | Errno::NOBUFS => Cause::OutOfMemory { bytes: umem.size() },
             Errno::INVAL if self.queue >= info.queues() => {
                 Cause::NoSuchQueue { queue: self.queue, queues: info.queues() }
             }
-            Errno::INVAL if shared => {
+            Errno::INVAL | Errno::OPNOTSUPP if lender.is_some() => {
                 Cause::KernelTooOld { feature: "a UMEM shared between queues", since: "5.10" }
             }
             // Ethernet header, checksum and two VLAN tags come on top of the MTU.
@@ -726,8 +751,11 @@ impl<'p> SocketBuilder<'p> {
                 Cause::ZeroCopyMtu { mtu: info.mtu(), room }
             }
             _ if self.mode == Mode::ZeroCopy => Cause::ZeroCopyRefused { driver },
-            Errno::INVAL if self.need_wakeup => Cause::KernelTooOld { feature: "need_wakeup", since: "5.4" },
-            errno => Cause::Unexpected(errno),
+            // Kernels that tell of features (6.3) know the flag.
+            Errno::INVAL if self.need_wakeup && info.xdp_features().is_none() => {
+                Cause::KernelTooOld { feature: "need_wakeup", since: "5.4" }
+            }
+            errno => general(errno),
         }
     }
 }
@@ -791,7 +819,7 @@ impl Maps<'_> {
                 Errno::NOMEM | Errno::AGAIN => {
                     Cause::OutOfMemory { bytes: u64::from(entries) * kind.entry_size() as u64 }
                 }
-                errno => Cause::Unexpected(errno),
+                errno => general(errno),
             };
             Error::with_errno(Doing::MakeRing { ring: kind, entries }, cause, errno)
         };

@@ -53,7 +53,7 @@ mod imp {
         /// No other thread accesses the slot at this time.
         pub(crate) unsafe fn write(&self, value: T) {
             // SAFETY: as promised by the caller, and checked by loom.
-            self.0.with_mut(|p| unsafe { p.write(value) })
+            self.0.with_mut(|p| unsafe { p.write(value) });
         }
         /// # Safety
         /// No other thread writes the slot at this time.

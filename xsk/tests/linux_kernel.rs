@@ -687,3 +687,489 @@ fn in_a_user_namespace_capabilities_count_for_sockets_and_not_for_programs() {
         _ => assert_eq!(answer, [1, 1, 1, 0, 0], "entered, net_raw, net_admin, bpf, ipc_lock"),
     }
 }
+
+/// `setsockopt(SOL_XDP, …)` with whatever address and length.
+fn set_raw(socket: &dyn RawSocket, name: i32, value: *const libc::c_void, len: usize) -> Result<(), Errno> {
+    // SAFETY: the kernel checks the address itself, and reads at most `len` bytes there.
+    let result = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), SOL_XDP, name, value, len as u32) };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap()
+}
+
+/// What a call that yields nothing came to.
+type Outcome = Result<(), Errno>;
+
+/// Gives up capabilities, for the rest of this thread.
+fn give_up(dropped: rustix::thread::CapabilitySet) {
+    let mut sets = rustix::thread::capabilities(None).unwrap();
+    sets.effective.remove(dropped);
+    rustix::thread::set_capabilities(None, sets).unwrap();
+}
+
+#[test]
+fn a_socket_is_refused_for_its_capability_then_its_type_then_its_protocol() {
+    in_namespace(|| {
+        let cases = [
+            (libc::SOCK_DGRAM, 1, Errno::SOCKTNOSUPPORT),
+            (libc::SOCK_STREAM, 0, Errno::SOCKTNOSUPPORT),
+            (SOCK_RAW, 1, Errno::PROTONOSUPPORT),
+            (SOCK_RAW, -1, Errno::PROTONOSUPPORT),
+        ];
+        for (kind, protocol, errno) in cases {
+            assert_eq!(Linux.socket(kind, protocol).unwrap_err(), errno, "{kind} {protocol}");
+        }
+        assert!(Linux.socket(SOCK_RAW | libc::SOCK_NONBLOCK, 0).is_ok());
+        give_up(rustix::thread::CapabilitySet::NET_RAW);
+        for (kind, protocol) in [(SOCK_RAW, 0), (SOCK_RAW, 1), (libc::SOCK_DGRAM, 1)] {
+            assert_eq!(Linux.socket(kind, protocol).unwrap_err(), Errno::PERM, "{kind} {protocol}");
+        }
+    });
+}
+
+#[test]
+fn umem_registrations_row_by_row() {
+    in_namespace(|| {
+        let memory = memory((CHUNK * CHUNKS) as usize);
+        let unaligned = UmemFlags::UNALIGNED_CHUNK.bits();
+        let metadata = UmemFlags::TX_METADATA_LEN.bits();
+        let (ok, invalid) = (Ok(()), Err(Errno::INVAL));
+        type Change = fn(&mut UmemReg, u32);
+        type Row<'a> = (&'a str, Change, &'a [(u32, Outcome)]);
+        let chunk: Change = |r, value| r.chunk_size = value;
+        let flags: Change = |r, value| r.flags = value;
+        let address: Change = |r, value| {
+            r.addr += u64::from(value);
+            r.len -= u64::from(CHUNK);
+        };
+        let length: Change = |r, value| r.len = value.into();
+        let headroom: Change = |r, value| r.headroom = value;
+        let small_headroom: Change = |r, value| (r.chunk_size, r.headroom) = (2048, value);
+        let wild_chunk: Change =
+            |r, value| (r.flags, r.chunk_size) = (UmemFlags::UNALIGNED_CHUNK.bits(), value);
+        let with_metadata: Change =
+            |r, value| (r.flags, r.tx_metadata_len) = (UmemFlags::TX_METADATA_LEN.bits(), value);
+        let metadata_unasked: Change = |r, value| r.tx_metadata_len = value;
+        let wild_length: Change =
+            |r, value| (r.flags, r.len) = (UmemFlags::UNALIGNED_CHUNK.bits(), value.into());
+        let rows: [Row<'_>; 11] = [
+            (
+                "chunk size",
+                chunk,
+                &[(0, invalid), (1024, invalid), (3000, invalid), (8192, invalid), (2048, ok)],
+            ),
+            ("unaligned chunk", wild_chunk, &[(2047, invalid), (3000, ok), (4001, ok), (4097, invalid)]),
+            ("flags", flags, &[(8, invalid), (1 << 31, invalid), (unaligned, ok), (metadata, ok)]),
+            ("address", address, &[(1, invalid), (2048, invalid), (4096, ok)]),
+            ("length", length, &[(0, invalid), (2048, invalid), (CHUNK + 1, invalid), (CHUNK, ok)]),
+            ("unaligned length", wild_length, &[(2048, invalid), (CHUNK + 100, ok)]),
+            ("headroom", headroom, &[(3393, invalid), (u32::MAX, invalid), (3392, ok)]),
+            ("headroom of small chunks", small_headroom, &[(1345, invalid), (1344, ok)]),
+            ("metadata", with_metadata, &[(12, invalid), (256, invalid), (0, ok), (8, ok), (248, ok)]),
+            ("metadata without its flag", metadata_unasked, &[(7, ok), (u32::MAX, ok)]),
+            ("nothing", |_, _| (), &[(0, ok)]),
+        ];
+        for (name, change, cases) in rows {
+            for &(value, expected) in cases {
+                // The same memory may be in several UMEMs.
+                let socket = Linux.socket(SOCK_RAW, 0).unwrap();
+                let mut registration = registration(&memory);
+                change(&mut registration, value);
+                let result = socket.register_umem(&registration, size_of::<UmemReg>(), &memory);
+                assert_eq!(result, expected, "{name} {value}");
+                // What was refused left nothing.
+                let again = socket.register_umem(&self::registration(&memory), size_of::<UmemReg>(), &memory);
+                assert_eq!(again, if expected.is_ok() { Err(Errno::BUSY) } else { Ok(()) }, "{name} {value}");
+            }
+        }
+    });
+}
+
+#[test]
+fn memory_that_the_kernel_does_not_pin() {
+    /// Memory of some kind, for as long as a thread of a test: nothing else touches it.
+    fn map(protection: i32, flags: i32, fd: i32) -> *mut libc::c_void {
+        // SAFETY: a new mapping replaces nothing.
+        let base = unsafe { libc::mmap(null_mut(), (CHUNK * CHUNKS) as usize, protection, flags, fd, 0) };
+        assert_ne!(base, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        base
+    }
+    in_namespace(|| {
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let register = |base: *mut libc::c_void| {
+            let socket = Linux.socket(SOCK_RAW, 0).unwrap();
+            let len = u64::from(CHUNK * CHUNKS);
+            let registration = UmemReg {
+                addr: base.expose_provenance() as u64,
+                len,
+                chunk_size: CHUNK,
+                ..UmemReg::default()
+            };
+            let value = (&raw const registration).cast();
+            set_raw(&*socket, XDP_UMEM_REG, value, size_of::<UmemReg>())
+        };
+        let socket = Linux.socket(SOCK_RAW, 0).unwrap();
+        assert_eq!(set_raw(&*socket, XDP_UMEM_REG, null(), size_of::<UmemReg>()), Err(Errno::FAULT));
+
+        assert_eq!(register(map(both, private, -1)), Ok(()));
+        assert_eq!(register(map(libc::PROT_READ, private, -1)), Err(Errno::FAULT), "read-only");
+        let base = map(both, private, -1);
+        // SAFETY: mapped above, and not used.
+        unsafe { libc::munmap(base, (CHUNK * CHUNKS) as usize) };
+        assert_eq!(register(base), Err(Errno::FAULT), "unmapped");
+        let base = map(both, private, -1);
+        // SAFETY: as above, one page in the middle.
+        unsafe { libc::munmap(base.byte_add(2 * CHUNK as usize), CHUNK as usize) };
+        assert_eq!(register(base), Err(Errno::NOMEM), "a hole");
+
+        // SAFETY: the names end with a zero byte; the descriptors are owned here alone.
+        let open = |fd: libc::c_int| unsafe {
+            assert!(fd >= 0, "{}", io::Error::last_os_error());
+            assert_eq!(libc::ftruncate(fd, i64::from(CHUNK * CHUNKS)), 0);
+            OwnedFd::from_raw_fd(fd)
+        };
+        // SAFETY: as above.
+        let in_memory = open(unsafe { libc::memfd_create(c"xsk_test".as_ptr(), libc::MFD_CLOEXEC) });
+        assert_eq!(register(map(both, libc::MAP_SHARED, in_memory.as_raw_fd())), Ok(()));
+        // Files of the build are on a disk, where there is one.
+        let directory = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+        let directory = std::ffi::CString::new(directory.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: as above.
+        let file = open(unsafe {
+            libc::open(directory.as_ptr(), libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC, 0o600)
+        });
+        // SAFETY: a structure of numbers, which the call fills.
+        let kind = unsafe {
+            let mut stat: libc::statfs = std::mem::zeroed();
+            assert_eq!(libc::fstatfs(file.as_raw_fd(), &mut stat), 0);
+            stat.f_type as i64
+        };
+        let on_disk = map(both, libc::MAP_SHARED, file.as_raw_fd());
+        match kind {
+            libc::TMPFS_MAGIC => assert_eq!(register(on_disk), Ok(())),
+            libc::EXT4_SUPER_MAGIC | libc::XFS_SUPER_MAGIC | libc::BTRFS_SUPER_MAGIC => {
+                assert_eq!(register(on_disk), Err(Errno::FAULT), "a file on disk");
+            }
+            _ => {}
+        }
+        assert_eq!(register(map(both, libc::MAP_PRIVATE, file.as_raw_fd())), Ok(()), "a private copy of it");
+    });
+}
+
+#[test]
+fn options_row_by_row() {
+    in_namespace(|| {
+        let rx = RingKind::Rx.option();
+        let size = 64u32.to_ne_bytes();
+        let longer = [&size[..], &[9; 60]].concat();
+        let budget = |value: u32| value.to_ne_bytes();
+        let set: [(&str, i32, i32, &[u8], Outcome); 11] = [
+            ("a short size", SOL_XDP, rx, &size[..3], Err(Errno::INVAL)),
+            ("no size", SOL_XDP, rx, &[], Err(Errno::INVAL)),
+            ("a size of 2^31", SOL_XDP, rx, &(1u32 << 31).to_ne_bytes(), Err(Errno::NOMEM)),
+            ("another level", SOL_XDP + 1, rx, &size, Err(Errno::NOPROTOOPT)),
+            ("statistics", SOL_XDP, XDP_STATISTICS, &[0; 48], Err(Errno::NOPROTOOPT)),
+            ("options", SOL_XDP, XDP_OPTIONS, &[0; 4], Err(Errno::NOPROTOOPT)),
+            ("offsets", SOL_XDP, XDP_MMAP_OFFSETS, &[0; 128], Err(Errno::NOPROTOOPT)),
+            ("an unknown option", SOL_XDP, 99, &size, Err(Errno::NOPROTOOPT)),
+            ("more than a size", SOL_XDP, rx, &longer, Ok(())),
+            ("a second ring", SOL_XDP, rx, &size, Err(Errno::INVAL)),
+            ("TX", SOL_XDP, RingKind::Tx.option(), &size, Ok(())),
+        ];
+        let socket = Linux.socket(SOCK_RAW, 0).unwrap();
+        assert_eq!(set_raw(&*socket, rx, null(), 4), Err(Errno::FAULT));
+        let before = socket.setsockopt(SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget(32));
+        for (name, level, option, value, expected) in set {
+            assert_eq!(socket.setsockopt(level, option, value), expected, "{name}");
+        }
+        // The option is of 6.17.
+        if before != Err(Errno::NOPROTOOPT) {
+            assert_eq!(before, Err(Errno::ACCESS), "without a TX ring");
+            for (value, expected) in [
+                (&budget(31)[..], Err(Errno::ACCESS)),
+                (&budget(65), Err(Errno::ACCESS)),
+                (&budget(32), Ok(())),
+                (&budget(64), Ok(())),
+                (&[64, 0], Err(Errno::INVAL)),
+                (&[64, 0, 0, 0, 0, 0, 0, 0], Err(Errno::INVAL)),
+            ] {
+                let result = socket.setsockopt(SOL_XDP, XDP_MAX_TX_SKB_BUDGET, value);
+                assert_eq!(result, expected, "budget {value:?}");
+            }
+        }
+
+        let get = [
+            (SOL_XDP, XDP_STATISTICS, 23, Err(Errno::INVAL)),
+            (SOL_XDP, XDP_STATISTICS, 24, Ok(24)),
+            (SOL_XDP, XDP_STATISTICS, 47, Ok(24)),
+            (SOL_XDP, XDP_STATISTICS, 200, Ok(48)),
+            (SOL_XDP, XDP_MMAP_OFFSETS, 95, Err(Errno::INVAL)),
+            (SOL_XDP, XDP_MMAP_OFFSETS, 127, Ok(96)),
+            (SOL_XDP, XDP_MMAP_OFFSETS, 200, Ok(128)),
+            (SOL_XDP, XDP_OPTIONS, 3, Err(Errno::INVAL)),
+            (SOL_XDP, XDP_OPTIONS, 200, Ok(4)),
+            (SOL_XDP, rx, 200, Err(Errno::OPNOTSUPP)),
+            (SOL_XDP, XDP_MAX_TX_SKB_BUDGET, 200, Err(Errno::OPNOTSUPP)),
+            (SOL_XDP, XDP_UMEM_REG, 200, Err(Errno::OPNOTSUPP)),
+            (SOL_XDP, 99, 200, Err(Errno::OPNOTSUPP)),
+            (SOL_XDP + 1, XDP_OPTIONS, 200, Err(Errno::NOPROTOOPT)),
+        ];
+        for (level, option, len, expected) in get {
+            let mut value = vec![0; len];
+            assert_eq!(
+                socket.getsockopt(level, option, &mut value),
+                expected,
+                "option {option} of {len} bytes"
+            );
+        }
+    });
+}
+
+#[test]
+fn ring_mappings_row_by_row() {
+    in_namespace(|| {
+        make_veth("left", "right", 1);
+        let (socket, _memory) = ready_socket();
+        let all = offsets(&*socket);
+        let page = Linux.limits().page_size;
+        for (kind, at) in [
+            (RingKind::Rx, all.rx),
+            (RingKind::Tx, all.tx),
+            (RingKind::Fill, all.fr),
+            (RingKind::Completion, all.cr),
+        ] {
+            let len = at.desc as usize + RING as usize * kind.entry_size();
+            let map = |len| socket.map(kind.page_offset(), len).map(drop);
+            assert_eq!(map(len), Ok(()), "{kind}");
+            assert_eq!(map(len.next_multiple_of(page)), Ok(()), "{kind}, all of its pages");
+            assert_eq!(map(len.next_multiple_of(page) + 1), Err(Errno::INVAL), "{kind}, a page more");
+        }
+        for offset in [page as u64, 1 << 30, 5 << 31, 1 << 40] {
+            assert_eq!(socket.map(offset, page).unwrap_err(), Errno::INVAL, "{offset:#x}");
+        }
+        let empty = Linux.socket(SOCK_RAW, 0).unwrap();
+        for kind in [RingKind::Rx, RingKind::Tx, RingKind::Fill, RingKind::Completion] {
+            assert_eq!(empty.map(kind.page_offset(), page).unwrap_err(), Errno::INVAL, "{kind} is absent");
+        }
+
+        // The interface goes: nothing is mapped or bound any more.
+        let left = Linux.index_of("left").unwrap();
+        socket.bind(&address(left, 0)).unwrap();
+        let index = [0, left, 0, 0].map(u32::to_ne_bytes).concat();
+        const RTM_DELLINK: u16 = 17;
+        change_link(RTM_DELLINK, 0, &index);
+        assert_eq!(socket.map(RingKind::Rx.page_offset(), page).unwrap_err(), Errno::BUSY);
+        assert_eq!(socket.bind(&address(1, 0)), Err(Errno::BUSY));
+        assert_eq!((socket.send(), socket.receive()), (Err(Errno::NXIO), Err(Errno::NXIO)));
+        assert_eq!(socket.poll(POLLIN | POLLOUT, Some(Duration::ZERO)), Ok(0));
+        // What was bound to it lends its UMEM to nobody.
+        let sharer = Linux.socket(SOCK_RAW, 0).unwrap();
+        set_ring(&*sharer, RingKind::Tx, RING).unwrap();
+        let flags = BindFlags::SHARED_UMEM.bits();
+        let shared_umem_fd = socket.as_fd().as_raw_fd() as u32;
+        assert_eq!(sharer.bind(&SockaddrXdp { flags, shared_umem_fd, ..address(1, 0) }), Err(Errno::BADF));
+    });
+}
+
+#[test]
+fn binds_row_by_row() {
+    in_namespace(|| {
+        make_veth("left", "right", 2);
+        let (left, right) = (Linux.index_of("left").unwrap(), Linux.index_of("right").unwrap());
+        let good = address(left, 0);
+        let make = |umem: Option<&Mapping>, rings: &[RingKind]| {
+            let socket = Linux.socket(SOCK_RAW, 0).unwrap();
+            if let Some(memory) = umem {
+                socket.register_umem(&registration(memory), size_of::<UmemReg>(), memory).unwrap();
+            }
+            for &ring in rings {
+                set_ring(&*socket, ring, RING).unwrap();
+            }
+            socket
+        };
+        let memory = memory((CHUNK * CHUNKS) as usize);
+        use RingKind::{Completion, Fill, Rx, Tx};
+        let own: [(&str, Option<&Mapping>, &[RingKind]); 5] = [
+            ("neither RX nor TX", Some(&memory), &[Fill, Completion]),
+            ("no UMEM", None, &[Rx, Tx, Fill, Completion]),
+            ("no FILL", Some(&memory), &[Rx, Tx, Completion]),
+            ("no COMPLETION", Some(&memory), &[Rx, Tx, Fill]),
+            ("no FILL, though it only sends", Some(&memory), &[Tx, Completion]),
+        ];
+        for (name, umem, rings) in own {
+            assert_eq!(make(umem, rings).bind(&good), Err(Errno::INVAL), "{name}");
+        }
+
+        let (socket, _memory) = ready_socket();
+        // SAFETY: the address has at least as many bytes as are told.
+        let short = unsafe { libc::bind(socket.as_fd().as_raw_fd(), (&raw const good).cast(), 15) };
+        assert_eq!((short, last_errno()), (-1, Errno::INVAL));
+        let elsewhere = Linux.socket(SOCK_RAW, 0).unwrap();
+        elsewhere.setsockopt(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"right").unwrap();
+        set_ring(&*elsewhere, Rx, RING).unwrap();
+        assert_eq!(elsewhere.bind(&good), Err(Errno::INVAL), "tied to another interface");
+        assert_eq!(elsewhere.bind(&address(9999, 0)), Err(Errno::INVAL), "and that is found first");
+        for (queue, expected) in [(2, Err(Errno::INVAL)), (65535, Err(Errno::INVAL)), (65536, Ok(()))] {
+            assert_eq!(socket.bind(&SockaddrXdp { queue_id: queue, ..good }), expected, "queue {queue}");
+        }
+
+        // Sharing.
+        let lender = socket.as_fd().as_raw_fd() as u32;
+        let shared = SockaddrXdp { flags: BindFlags::SHARED_UMEM.bits(), shared_umem_fd: lender, ..good };
+        let other_queue = SockaddrXdp { queue_id: 1, ..shared };
+        let other_device = SockaddrXdp { ifindex: right, ..shared };
+        for flag in [BindFlags::COPY, BindFlags::ZEROCOPY, BindFlags::USE_NEED_WAKEUP, BindFlags::USE_SG] {
+            let both = SockaddrXdp { flags: (BindFlags::SHARED_UMEM | flag).bits(), ..shared };
+            assert_eq!(make(None, &[Tx]).bind(&both), Err(Errno::INVAL), "{flag:?}");
+        }
+        let unbound = make(Some(&memory), &[Tx, Fill, Completion]);
+        let unbound = SockaddrXdp { shared_umem_fd: unbound.as_fd().as_raw_fd() as u32, ..shared };
+        // SAFETY: the call takes no pointers; the descriptor is new and owned here alone.
+        let udp = unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)) };
+        let other_family = SockaddrXdp { shared_umem_fd: udp.as_raw_fd() as u32, ..shared };
+        // SAFETY: as above.
+        let file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"xsk_test".as_ptr(), 0)) };
+        let no_socket = SockaddrXdp { shared_umem_fd: file.as_raw_fd() as u32, ..shared };
+        let sharing = [
+            ("a UMEM of its own", Some(&memory), &[Tx][..], shared, Err(Errno::INVAL)),
+            (
+                "not a descriptor",
+                None,
+                &[Tx],
+                SockaddrXdp { shared_umem_fd: !0, ..shared },
+                Err(Errno::NOTSOCK),
+            ),
+            ("not a socket", None, &[Tx], no_socket, Err(Errno::NOTSOCK)),
+            ("another family", None, &[Tx], other_family, Err(Errno::NOPROTOOPT)),
+            ("a lender that is not bound", None, &[Tx], unbound, Err(Errno::BADF)),
+            ("the same queue, with FILL", None, &[Tx, Fill], shared, Err(Errno::INVAL)),
+            ("the same queue, with COMPLETION", None, &[Tx, Completion], shared, Err(Errno::INVAL)),
+            ("another queue, without FILL", None, &[Tx, Completion], other_queue, Err(Errno::INVAL)),
+            ("another queue, without COMPLETION", None, &[Rx, Fill], other_queue, Err(Errno::INVAL)),
+            ("another device, without both", None, &[Rx], other_device, Err(Errno::INVAL)),
+            ("the same queue", None, &[Rx, Tx], shared, Ok(())),
+            ("another queue", None, &[Rx, Tx, Fill, Completion], other_queue, Ok(())),
+            ("another device", None, &[Rx, Tx, Fill, Completion], other_device, Ok(())),
+        ];
+        for (name, umem, rings, address, expected) in sharing {
+            assert_eq!(make(umem, rings).bind(&address), expected, "{name}");
+        }
+        assert_eq!(make(Some(&memory), &[Rx, Fill, Completion]).bind(&address(1, 0)), Ok(()), "the loopback");
+    });
+}
+
+#[test]
+fn sends_and_receives_row_by_row() {
+    in_namespace(|| {
+        make_veth("left", "right", 2);
+        let left = Linux.index_of("left").unwrap();
+        // SAFETY: no bytes are sent.
+        let blocking_send =
+            |socket: &dyn RawSocket| match unsafe { libc::send(socket.as_fd().as_raw_fd(), null(), 0, 0) } {
+                0 => Ok(()),
+                _ => Err(last_errno()),
+            };
+        let (unbound, _memory) = ready_socket();
+        let make = |queue, ring| {
+            let socket = Linux.socket(SOCK_RAW, 0).unwrap();
+            let memory = memory((CHUNK * CHUNKS) as usize);
+            socket.register_umem(&registration(&memory), size_of::<UmemReg>(), &memory).unwrap();
+            for ring in [ring, RingKind::Fill, RingKind::Completion] {
+                set_ring(&*socket, ring, RING).unwrap();
+            }
+            socket.bind(&address(left, queue)).unwrap();
+            (socket, memory)
+        };
+        let (sender, _frames) = make(0, RingKind::Tx);
+        let (receiver, _more) = make(1, RingKind::Rx);
+        let answers = |socket: &dyn RawSocket| [socket.send(), socket.receive(), blocking_send(socket)];
+        let (ok, nobufs, blocking) = (Ok(()), Err(Errno::NOBUFS), Err(Errno::OPNOTSUPP));
+        assert_eq!(answers(&*unbound), [Err(Errno::NXIO); 3]);
+        assert_eq!(answers(&*sender), [ok, nobufs, blocking]);
+        assert_eq!(answers(&*receiver), [nobufs, ok, blocking]);
+        const RTM_SETLINK: u16 = 19;
+        change_link(RTM_SETLINK, 0, &[0, left, 0, IFF_UP].map(u32::to_ne_bytes).concat());
+        for socket in [&sender, &receiver] {
+            assert_eq!(answers(&**socket), [Err(Errno::NETDOWN); 3]);
+            assert_eq!(socket.poll(POLLIN | POLLOUT, Some(Duration::ZERO)), Ok(0));
+        }
+    });
+}
+
+#[test]
+fn xskmap_updates_row_by_row() {
+    in_namespace(|| {
+        let map = map_of(MAP_TYPE_XSKMAP, 4);
+        let (socket, _memory) = ready_socket();
+        let own = socket.as_fd().as_raw_fd();
+        // SAFETY: the call takes no pointers; the descriptor is new and owned here alone.
+        let udp = unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)) };
+        let (any, noexist, exist) = (0, 1, 2);
+        let rows = [
+            ("an unknown flag", 0, own, 3, Err(Errno::INVAL)),
+            ("another family", 0, udp.as_raw_fd(), any, Err(Errno::OPNOTSUPP)),
+            ("the last slot but none", 1, own, exist, Err(Errno::NOENT)),
+            ("a slot too far", 2, own, noexist, Err(Errno::TOOBIG)),
+            ("an unbound socket", 0, own, noexist, Ok(())),
+            ("the same socket again", 0, own, noexist, Ok(())),
+            ("the same socket in another slot", 1, own, noexist, Ok(())),
+        ];
+        for (name, key, fd, flags, expected) in rows {
+            let key = u32::to_ne_bytes(key);
+            assert_eq!(Linux.update_map(map.as_fd(), &key, &fd.to_ne_bytes(), flags), expected, "{name}");
+        }
+        for (key, expected) in [(0u32, Ok(())), (0, Ok(())), (1, Ok(())), (2, Err(Errno::INVAL))] {
+            assert_eq!(Linux.delete_from_map(map.as_fd(), &key.to_ne_bytes()), expected, "delete {key}");
+        }
+    });
+}
+
+#[test]
+fn attachments_row_by_row() {
+    in_namespace(|| {
+        const UPDATE_IF_NOEXIST: u32 = 1 << 0;
+        const HAS_FRAGS: u32 = 1 << 5;
+        const RTM_SETLINK: u16 = 19;
+        make_veth("left", "right", 1);
+        let [left, right] = ["left", "right"].map(|name| Linux.index_of(name).unwrap());
+        let plain = verdict(asm::XDP_PASS);
+        let instructions = [asm::alu_imm(asm::Alu::Mov, Reg::R0, asm::XDP_PASS), asm::exit()];
+        let spec = ProgramSpec { instructions: &instructions, flags: HAS_FRAGS, name: "xsk_test" };
+        let frags = Linux.load_program(&spec, &mut String::new()).unwrap();
+        let attach = |program: &Handle, index, flags| Linux.attach(program.as_fd(), index, flags).map(drop);
+        let set_mtu = |index: u32, mtu: u32| {
+            let header = [0, index, 0, 0].map(u32::to_ne_bytes).concat();
+            change_link(RTM_SETLINK, 0, &[header, attribute(4, &mtu.to_ne_bytes())].concat());
+        };
+        assert_eq!(attach(&plain, 1, XDP_FLAGS_DRV_MODE), Err(Errno::OPNOTSUPP), "the loopback");
+        assert_eq!(attach(&plain, 1, XDP_FLAGS_SKB_MODE), Ok(()));
+        assert_eq!(attach(&plain, left, UPDATE_IF_NOEXIST), Err(Errno::INVAL));
+        assert_eq!(attach(&plain, 0, XDP_FLAGS_SKB_MODE), Err(Errno::INVAL));
+        // It is the other end's MTU that counts.
+        set_mtu(left, 9000);
+        assert_eq!(attach(&plain, left, XDP_FLAGS_DRV_MODE), Ok(()));
+        assert_eq!(attach(&plain, right, XDP_FLAGS_DRV_MODE), Err(Errno::RANGE));
+        assert_eq!(attach(&plain, right, XDP_FLAGS_SKB_MODE), Ok(()));
+        assert_eq!(attach(&frags, right, XDP_FLAGS_DRV_MODE), Ok(()));
+        set_mtu(left, 65535);
+        assert_eq!(attach(&frags, right, XDP_FLAGS_DRV_MODE), Ok(()), "no MTU is too large");
+        // What a page holds beside the packet: 256 bytes of headroom, its Ethernet header, 320 behind.
+        #[cfg(target_arch = "x86_64")]
+        for (mtu, expected) in [(3507, Err(Errno::RANGE)), (3506, Ok(()))] {
+            set_mtu(left, mtu);
+            assert_eq!(attach(&plain, right, XDP_FLAGS_DRV_MODE), expected, "MTU {mtu}");
+        }
+        give_up(
+            rustix::thread::CapabilitySet::NET_ADMIN
+                | rustix::thread::CapabilitySet::SYS_ADMIN
+                | rustix::thread::CapabilitySet::BPF,
+        );
+        assert_eq!(attach(&plain, left, XDP_FLAGS_DRV_MODE), Ok(()), "who has a program may attach it");
+        let spec =
+            MapSpec { kind: MAP_TYPE_XSKMAP, key_size: 4, value_size: 4, max_entries: 2, flags: 0, name: "" };
+        assert_eq!(Linux.create_map(&spec).unwrap_err(), Errno::PERM);
+    });
+}

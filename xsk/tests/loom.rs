@@ -2,6 +2,10 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p xsk --test loom --release`.
 
 #![cfg(loom)]
+#![allow(
+    clippy::arc_with_non_send_sync,
+    reason = "loom's cells are shared to be watched, as its threads allow"
+)]
 
 use std::sync::Arc;
 

@@ -73,7 +73,8 @@ pub enum Quirk {
     OldOffsets,
     /// There is no `XDP_OPTIONS`: `EOPNOTSUPP` (before 5.3).
     NoOptions,
-    /// `bind` does not know `XDP_USE_NEED_WAKEUP` and later flags: `EINVAL` (before 5.4).
+    /// `bind` does not know `XDP_USE_NEED_WAKEUP` and later flags: `EINVAL` (before 5.4). Nor does such
+    /// a kernel tell of drivers' features.
     NoNeedWakeup,
     /// Programs are not loaded with `BPF_F_XDP_HAS_FRAGS`: `EINVAL` (before 5.18).
     NoFrags,
@@ -402,8 +403,8 @@ impl Kernel for Wrapped {
         self.kernel.name()
     }
 
-    fn identity(&self) -> usize {
-        self.kernel.identity()
+    fn id(&self) -> usize {
+        self.kernel.id()
     }
 }
 
@@ -742,7 +743,10 @@ impl Devices for Wrapped {
     }
 
     fn interface(&self, index: u32) -> Result<InterfaceInfo, Errno> {
-        self.kernel.interface(index)
+        let info = self.kernel.interface(index)?;
+        // Drivers tell of their features from 6.3 on, long after 5.4.
+        let features = info.features.filter(|_| !self.differences.has(Quirk::NoNeedWakeup));
+        Ok(InterfaceInfo { features, ..info })
     }
 
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {

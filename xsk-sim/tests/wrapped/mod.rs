@@ -74,7 +74,7 @@ impl Bed {
     pub fn with(
         wrap: impl FnOnce(Builder) -> Builder,
         ledger: bool,
-        socket: impl FnOnce(xsk::socket::SocketBuilder) -> xsk::socket::SocketBuilder,
+        socket: impl FnOnce(xsk::socket::SocketBuilder<'static>) -> xsk::socket::SocketBuilder<'static>,
     ) -> Self {
         let sim = Sim::new();
         let wrapper = wrap(Wrapper::around(sim.kernel())).build();

@@ -31,9 +31,12 @@ pub trait Kernel: Sockets + Programs + Devices + Debug {
     /// Which kernel this is, as reports name it: `"linux"` or `"sim"`.
     fn name(&self) -> &'static str;
 
-    /// A number that is the same for all values that stand for one kernel, and no other's: a UMEM
-    /// is registered with one kernel.
-    fn identity(&self) -> usize;
+    /// A number that tells this kernel from every other that is there at the same time: what was
+    /// made by one can't be used with another. Values that stand for one kernel have one number;
+    /// unless told otherwise, each value is a kernel of its own.
+    fn id(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
 }
 
 /// A range of memory, with what keeps it mapped.

@@ -61,9 +61,3 @@ pub(super) fn retire(core: &Arc<Core>) {
     let mut homes = HOMES.write().unwrap_or_else(|e| e.into_inner());
     homes.retain(|h| h.start != start || !Arc::ptr_eq(&h.core, core));
 }
-
-/// Whether a UMEM is still in the register: for tests of its end.
-#[cfg(test)]
-pub(super) fn knows(address: usize) -> bool {
-    HOMES.read().unwrap().iter().any(|h| (h.start..h.end).contains(&address))
-}

@@ -121,3 +121,19 @@ pub(super) fn installed() -> u64 {
 pub(super) fn installed() -> u64 {
     isize::MAX as u64
 }
+
+/// Bytes of memory that could be had now without taking it from another program; `None` where the
+/// system doesn't tell.
+#[cfg(all(target_os = "linux", not(miri)))]
+pub(super) fn available() -> Option<u64> {
+    let table = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Bytes of memory that could be had now: unknown.
+#[cfg(not(all(target_os = "linux", not(miri))))]
+pub(super) fn available() -> Option<u64> {
+    None
+}

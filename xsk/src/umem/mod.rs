@@ -596,7 +596,10 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The next pair of `umem`; `None` when it has 32 767 already.
+    /// The most pairs of a UMEM.
+    pub const MAX: u32 = MAX_PAIRS as u32;
+
+    /// The next pair of `umem`; `None` when it has [`MAX`](Self::MAX) already.
     pub fn new(umem: &Umem) -> Option<Arc<Self>> {
         let mut pairs = umem.core().pairs.lock().unwrap_or_else(PoisonError::into_inner);
         let number = pairs.iter().position(|used| !used).unwrap_or(pairs.len());
@@ -778,20 +781,25 @@ impl UmemBuilder {
             Ok(len) if bytes <= limit => len,
             _ => return Err(Error::new(doing, Cause::UmemTooLarge { bytes, limit })),
         };
-        let (memory, got) = match memory::allocate(len, self.pages) {
-            Ok(memory) => (memory, self.pages),
-            Err(_) if self.pages != PageSize::Ordinary && !self.require_pages => {
-                let memory = memory::allocate(len, PageSize::Ordinary)
-                    .map_err(|e| Error::with_errno(doing.clone(), Cause::OutOfMemory { bytes }, e))?;
-                (memory, PageSize::Ordinary)
+        let ordinary = || {
+            // The kernel would promise it, and kill processes to keep the promise when it is pinned.
+            if memory::available().is_some_and(|available| bytes > available) {
+                return Err(Error::new(doing.clone(), Cause::OutOfMemory { bytes }));
             }
-            Err(errno) => {
-                let cause = match self.pages {
-                    PageSize::Ordinary => Cause::OutOfMemory { bytes },
-                    pages => Cause::NoHugePages { pages, needed: bytes.div_ceil(pages.bytes() as u64) },
-                };
-                return Err(Error::with_errno(doing, cause, errno));
-            }
+            memory::allocate(len, PageSize::Ordinary)
+                .map(|memory| (memory, PageSize::Ordinary))
+                .map_err(|errno| Error::with_errno(doing.clone(), Cause::OutOfMemory { bytes }, errno))
+        };
+        let (memory, got) = match self.pages {
+            PageSize::Ordinary => ordinary()?,
+            pages => match memory::allocate(len, pages) {
+                Ok(memory) => (memory, pages),
+                Err(_) if !self.require_pages => ordinary()?,
+                Err(errno) => {
+                    let needed = bytes.div_ceil(pages.bytes() as u64);
+                    return Err(Error::with_errno(doing, Cause::NoHugePages { pages, needed }, errno));
+                }
+            },
         };
         // SAFETY: the memory was just made, zeroed, for this UMEM alone.
         Ok(unsafe { self.over(memory, got) })
@@ -860,6 +868,3 @@ impl UmemBuilder {
 pub(crate) const fn max_headroom(chunk: u32) -> u32 {
     chunk - XDP_PACKET_HEADROOM - 320 - 128
 }
-
-#[cfg(test)]
-mod tests;

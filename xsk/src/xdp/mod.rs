@@ -27,7 +27,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::device::{Device, attached};
-use crate::error::{Cause, Doing, Error, Result};
+use crate::error::{Cause, Doing, Error, Result, general};
 use crate::kernel::{
     Errno, Handle, Insn, Kernel, MapSpec, ProgramSpec, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
 };
@@ -84,7 +84,7 @@ impl XskMap {
     ///
     /// # Errors
     ///
-    /// As [`with_slots`](Self::with_slots), and [`Cause::NoSuchInterface`].
+    /// As [`with_slots`](Self::with_slots), and [`Cause::InterfaceGone`].
     pub fn new(device: &Device) -> Result<Self> {
         Self::with_slots(device, device.queues()?.max(1))
     }
@@ -97,7 +97,7 @@ impl XskMap {
     pub fn with_slots(device: &Device, entries: u32) -> Result<Self> {
         let doing = Doing::MakeMap { entries };
         if entries == 0 || entries > MAX_SLOTS {
-            return Err(Error::new(doing, Cause::MapSize { entries }));
+            return Err(Error::new(doing, Cause::MapSize { entries, max: MAX_SLOTS }));
         }
         let kernel = device.kernel().clone();
         let spec = MapSpec {
@@ -117,7 +117,7 @@ impl XskMap {
                     Errno::INVAL => {
                         Cause::KernelTooOld { feature: "the map of AF_XDP sockets (XSKMAP)", since: "4.18" }
                     }
-                    errno => Cause::Unexpected(errno),
+                    errno => general(errno),
                 };
                 Err(Error::with_errno(doing, cause, errno))
             }
@@ -133,7 +133,7 @@ impl XskMap {
     ///
     /// # Errors
     ///
-    /// [`Cause::NoSuchSlot`], [`Cause::NeedsRxRing`].
+    /// [`Cause::NoSuchSlot`], [`Cause::NeedsRxRing`], [`Cause::OtherKernel`].
     pub fn insert(&self, index: u32, socket: &Socket) -> Result<()> {
         self.update(index, socket, 0)
     }
@@ -148,6 +148,10 @@ impl XskMap {
     }
 
     fn update(&self, index: u32, socket: &Socket, flags: u64) -> Result<()> {
+        if socket.device().kernel().id() != self.kernel.id() {
+            let cause = Cause::OtherKernel { what: "the socket" };
+            return Err(Error::new(Doing::InsertSocket { index }, cause));
+        }
         let value = socket.raw().as_fd().as_raw_fd().to_ne_bytes();
         let map = self.handle.as_fd();
         self.kernel.update_map(map, &index.to_ne_bytes(), &value, flags).map_err(|errno| {
@@ -156,7 +160,7 @@ impl XskMap {
                 Errno::EXIST => Cause::SlotTaken { index },
                 Errno::NOBUFS => Cause::NeedsRxRing,
                 Errno::PERM => missing_capability(&*self.kernel),
-                errno => Cause::Unexpected(errno),
+                errno => general(errno),
             };
             Error::with_errno(Doing::InsertSocket { index }, cause, errno)
         })
@@ -174,7 +178,7 @@ impl XskMap {
                 let cause = match errno {
                     Errno::INVAL | Errno::TOOBIG => Cause::NoSuchSlot { index, entries: self.entries },
                     Errno::PERM => missing_capability(&*self.kernel),
-                    errno => Cause::Unexpected(errno),
+                    errno => general(errno),
                 };
                 Err(Error::with_errno(Doing::RemoveSocket { index }, cause, errno))
             }
@@ -233,8 +237,9 @@ impl Program {
                     let cause = match errno {
                         Errno::PERM if log.is_empty() => missing_capability(&**kernel),
                         Errno::NOMEM => Cause::OutOfMemory { bytes: size_of_val(instructions) as u64 },
-                        Errno::ACCESS | Errno::INVAL | Errno::PERM | Errno::TOOBIG => Cause::Verifier { log },
-                        errno => Cause::Unexpected(errno),
+                        // Anything with words of the verifier is its refusal.
+                        _ if !log.is_empty() => Cause::Verifier { log },
+                        errno => general(errno),
                     };
                     return Err(Error::with_errno(Doing::LoadProgram, cause, errno));
                 }
@@ -253,10 +258,14 @@ impl Program {
     /// # Errors
     ///
     /// [`Cause::ProgramPresent`] with the program that holds the interface,
-    /// [`Cause::NativeUnsupported`], [`Cause::MtuTooLarge`], [`Cause::TooFewQueues`],
-    /// [`Cause::PeerGone`], [`Cause::NoSuchInterface`], [`Cause::MissingCapability`],
-    /// [`Cause::KernelTooOld`].
+    /// [`Cause::NativeUnsupported`], [`Cause::NativeRefused`], [`Cause::MtuTooLarge`],
+    /// [`Cause::TooFewQueues`], [`Cause::PeerGone`], [`Cause::InterfaceGone`],
+    /// [`Cause::MissingCapability`], [`Cause::OtherKernel`], [`Cause::KernelTooOld`].
     pub fn attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment> {
+        if device.kernel().id() != self.kernel.id() {
+            let doing = Doing::Attach { interface: device.name().into(), mode };
+            return Err(Error::new(doing, Cause::OtherKernel { what: "the interface" }));
+        }
         match mode {
             AttachMode::Native => self.attach_as(device, mode, XDP_FLAGS_DRV_MODE),
             AttachMode::Generic => self.attach_as(device, mode, XDP_FLAGS_SKB_MODE),
@@ -286,7 +295,7 @@ impl Program {
     fn why_not(&self, device: &Device, mode: AttachMode, errno: Errno) -> Cause {
         let info = match self.kernel.interface(device.index()) {
             Ok(info) => info,
-            Err(_) => return Cause::NoSuchInterface { name: device.name().into() },
+            Err(_) => return Cause::InterfaceGone,
         };
         match errno {
             Errno::PERM => missing_capability(&*self.kernel),
@@ -310,8 +319,14 @@ impl Program {
             Errno::INVAL if mode == AttachMode::Native && info.mtu > 1500 => {
                 Cause::MtuTooLarge { mtu: info.mtu }
             }
-            Errno::INVAL => Cause::KernelTooOld { feature: "BPF links for XDP", since: "5.9" },
-            errno => Cause::Unexpected(errno),
+            // Who tells of features (6.3) has links, so the driver said so.
+            Errno::INVAL if mode == AttachMode::Native && info.features.is_some() => {
+                Cause::NativeRefused { driver: info.driver }
+            }
+            Errno::INVAL if info.features.is_none() => {
+                Cause::KernelTooOld { feature: "BPF links for XDP", since: "5.9" }
+            }
+            errno => general(errno),
         }
     }
 }
@@ -328,6 +343,7 @@ impl Cause {
         matches!(
             self,
             Self::NativeUnsupported { .. }
+                | Self::NativeRefused { .. }
                 | Self::MtuTooLarge { .. }
                 | Self::TooFewQueues { .. }
                 | Self::PeerGone
@@ -340,8 +356,8 @@ fn missing_capability(kernel: &dyn Kernel) -> Cause {
     let capability = match (limits.bpf, limits.net_admin) {
         (false, _) => "CAP_BPF",
         (true, false) => "CAP_NET_ADMIN",
-        // Everything is there that could be asked for: a security module, or a user namespace.
-        (true, true) => return Cause::Unexpected(Errno::PERM),
+        // Everything is there that could be asked for.
+        (true, true) => return Cause::Forbidden,
     };
     Cause::MissingCapability { capability }
 }
@@ -429,10 +445,18 @@ impl DefaultProgram {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotBpffs`], [`Cause::PathTaken`], [`Cause::MissingCapability`]; nothing is kept then.
+    /// [`Cause::NotBpffs`], [`Cause::PathTaken`], [`Cause::NoDirectory`], [`Cause::DotInName`],
+    /// [`Cause::NoAccess`]; nothing is kept then.
     pub fn keep(&self, directory: &Path) -> Result<()> {
         let kernel = &self.map.kernel;
-        let made = std::fs::create_dir(directory).is_ok();
+        let made = match std::fs::create_dir(directory) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+            Err(error) => {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+                return Err(not_kept(directory, errno));
+            }
+        };
         let (link, map) = (directory.join("link"), directory.join("xsks_map"));
         let undo = || {
             if made {
@@ -452,12 +476,31 @@ impl DefaultProgram {
     }
 }
 
+#[cold]
 fn not_kept(path: &Path, errno: Errno) -> Error {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let parent = path.parent().unwrap_or(path);
     let cause = match errno {
         Errno::EXIST => Cause::PathTaken,
-        Errno::PERM | Errno::INVAL | Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP => Cause::NotBpffs,
-        Errno::ACCESS => Cause::MissingCapability { capability: "CAP_BPF" },
-        errno => Cause::Unexpected(errno),
+        Errno::NOENT | Errno::NOTDIR => Cause::NoDirectory,
+        Errno::PERM if name.contains('.') && is_bpffs(parent) => Cause::DotInName { name },
+        Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP => Cause::NotBpffs,
+        Errno::ACCESS => Cause::NoAccess,
+        errno => general(errno),
     };
     Error::with_errno(Doing::Keep { path: path.display().to_string() }, cause, errno)
+}
+
+/// Whether a directory is in a BPF file system.
+#[cfg(target_os = "linux")]
+fn is_bpffs(directory: &Path) -> bool {
+    /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
+    const MAGIC: u32 = 0xcafe_4a11;
+    rustix::fs::statfs(directory).is_ok_and(|stat| stat.f_type as u32 == MAGIC)
+}
+
+/// Whether a directory is in a BPF file system, which other systems don't have.
+#[cfg(not(target_os = "linux"))]
+fn is_bpffs(_: &Path) -> bool {
+    false
 }

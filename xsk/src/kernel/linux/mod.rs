@@ -43,8 +43,8 @@ impl Kernel for Linux {
         "linux"
     }
 
-    fn identity(&self) -> usize {
-        // There is one.
+    /// 0, where nothing else can be: there is one Linux kernel.
+    fn id(&self) -> usize {
         0
     }
 }

@@ -61,8 +61,8 @@ impl Kernel for Counting {
     fn name(&self) -> &'static str {
         "linux"
     }
-    fn identity(&self) -> usize {
-        Linux.identity()
+    fn id(&self) -> usize {
+        Linux.id()
     }
 }
 
