@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use xsk::kernel::linux::Linux;
 use xsk::kernel::{Insn, ProgramSpec, Programs, XDP_FLAGS_DRV_MODE};
@@ -104,12 +105,20 @@ fn run(program: Program, settings: &Settings, scenario: Scenario, interface: &st
     if matches!(program, Program::Xsk) {
         command.args(["--copy", "--json", "-n", "0"]);
     }
-    let output = command.stdin(Stdio::null()).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
+    command.stdin(Stdio::null());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let output = loop {
+        let output = command.output()?;
+        if output.status.success() {
+            break output;
+        }
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{command:?} failed: {}", said.trim()).into());
-    }
+        // The kernel releases a queue a moment after the process that had it has ended.
+        if !said.contains("busy") || Instant::now() > deadline {
+            return Err(format!("{command:?} failed: {}", said.trim()).into());
+        }
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().last().unwrap_or_default();
     let summary: serde_json::Value = serde_json::from_str(line)?;
     let key = match (program, scenario) {
