@@ -106,6 +106,10 @@ pub(crate) struct Rxdrop {
 pub(crate) struct Txonly {
     #[command(flatten)]
     pub(crate) interface: Interface,
+    /// Attach an XDP program that lets everything pass: igb, ixgbe, i40e and ice send in zero copy
+    /// only beside one
+    #[arg(long, help_heading = "Interface")]
+    pub(crate) attach: bool,
     #[command(flatten)]
     pub(crate) rings: Rings,
     #[command(flatten)]

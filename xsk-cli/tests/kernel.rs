@@ -244,6 +244,21 @@ fn l2fwd_sends_packets_back_with_swapped_addresses() {
 }
 
 #[test]
+fn a_sender_attaches_a_program_only_when_asked() {
+    let Some(bed) = bed(|b| b) else { return };
+    for (attach, expected) in [(false, "none"), (true, "native")] {
+        let mut arguments = vec!["txonly", "-i", &bed.a().name, "-n", "0.1"];
+        arguments.extend(attach.then_some("--attach"));
+        let mut xsk = Xsk::start(&arguments);
+        xsk.wait_for("tx_packets", 100);
+        assert_eq!(programs(&bed), usize::from(attach));
+        let summary = xsk.interrupt();
+        assert_eq!(summary["attach"], expected, "{summary}");
+        assert_eq!(programs(&bed), 0);
+    }
+}
+
+#[test]
 fn a_duration_ends_it_with_a_summary() {
     let Some(bed) = bed(|b| b) else { return };
     let (summary, status) = Xsk::start(&["rxdrop", "-i", &bed.a().name, "-d", "0.3", "-n", "0"]).finish();

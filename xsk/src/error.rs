@@ -625,7 +625,7 @@ impl Cause {
             }
             Self::SharedMode { .. } => "ask for the same mode, or let it be chosen, or use a UMEM of its own".into(),
             Self::NeedsProgram { .. } => {
-                "attach one, such as the default program with an empty map, or use copy mode".into()
+                "attach one, such as the default program with an empty map (xsk txonly --attach), or use copy mode".into()
             }
             Self::OtherKernel { .. } => "make everything from devices of one kernel".into(),
             Self::TooManySockets { .. } => "use another UMEM".into(),

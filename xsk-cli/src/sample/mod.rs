@@ -194,11 +194,13 @@ pub(crate) fn run_txonly(args: &cli::Txonly) -> Result<(), Failure> {
         ));
     }
     txonly::prepare(&mut pool, &packet);
+    // Before the socket: the driver sets up the queue for both at once.
+    let program = args.attach.then(|| DefaultProgram::attach(&device, AttachMode::Best)).transpose()?;
     let mut xsk = builder.open_tx(&umem)?;
     budget_for(&xsk.socket, &xsk.tx, args.rings.batch);
 
     let socket = xsk.socket.clone();
-    let run = Run::start("txonly", &socket, None, &args.output)?;
+    let run = Run::start("txonly", &socket, program.as_ref(), &args.output)?;
     let turn = Turn { batch: args.rings.batch, poll: args.rings.poll };
     let work = txonly::Work { len: packet.len() as u32, count: args.packets.count };
     let mut measured =
@@ -206,7 +208,7 @@ pub(crate) fn run_txonly(args: &cli::Txonly) -> Result<(), Failure> {
     if measured.failure.is_none() {
         txonly::drain(&mut xsk, &mut pool, work.len, &mut measured.counts)?;
     }
-    run.finish(measured, &umem, None)
+    run.finish(measured, &umem, program)
 }
 
 /// `xsk l2fwd`.
