@@ -147,6 +147,7 @@ fn forward(
 ) -> Result<Done, Failure> {
     let (umem, mut pool) = umem()?;
     let mut xsk = Socket::builder(device).fill_from(&mut pool, FRAMES).open(&umem)?;
+    budget_for(&xsk.socket, &xsk.tx, TURN.batch);
     let program = DefaultProgram::attach(device, AttachMode::Best)?;
     program.insert(&xsk.socket)?;
     let start = Start::new(command, &xsk.socket, Some(program.mode()));
