@@ -572,6 +572,25 @@ impl<T: Copy> Drop for Entries<'_, T> {
     }
 }
 
+/// [`transfer`] of a single entry.
+///
+/// # Safety
+///
+/// An entry is left, and there is room for one.
+#[inline(always)]
+pub(crate) unsafe fn transfer_one<A: Copy, B: Copy>(
+    from: &mut Entries<'_, A>,
+    to: &mut Slots<'_, B>,
+    each: impl FnOnce(A) -> Option<B>,
+) -> bool {
+    // SAFETY: as promised by the caller.
+    let entry = unsafe { from.next_unchecked() };
+    let Some(entry) = each(entry) else { return false };
+    // SAFETY: as promised by the caller.
+    unsafe { to.push_unchecked(entry) };
+    true
+}
+
 /// Takes `n` entries and pushes what `each` makes of them, in order.
 ///
 /// Where `each` has nothing to push, the entry is taken all the same, and this ends there: it

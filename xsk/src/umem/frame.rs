@@ -63,7 +63,7 @@ pub struct Packet {
     len: u32,
     /// Bytes from where the frame points to where the packet starts.
     offset: u16,
-    /// The descriptor's options; the upper half of the kernel's word is not in use.
+    /// The descriptor's options, as far as they are known: `XDP_PKT_CONTD`.
     options: u16,
 }
 
@@ -248,7 +248,7 @@ impl Facts {
         // SAFETY: inside the UMEM. That nobody else owns the chunk is the kernel's promise, and
         // checked by the ledger where it is on.
         let frame = Frame(unsafe { self.base.add(d.addr as usize) });
-        Ok(Packet { frame, len: d.len, offset: 0, options: d.options as u16 })
+        Ok(Packet { frame, len: d.len, offset: 0, options: (d.options & XDP_PKT_CONTD) as u16 })
     }
 
     /// The frame that an address from COMPLETION speaks of, had back from the ring of `expect`.
@@ -270,6 +270,7 @@ impl Facts {
     }
 }
 
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     assert!(size_of::<Frame>() == 8 && size_of::<Option<Frame>>() == 8);
     assert!(size_of::<Packet>() == 16 && size_of::<Option<Packet>>() == 16);
