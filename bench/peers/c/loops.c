@@ -95,14 +95,18 @@ __attribute__((noinline)) uint32_t peer_rxdrop(struct peer *peer, uint32_t batch
 	return n;
 }
 
-static inline void swap_macs(void *packet)
+static inline void swap_macs(char *packet)
 {
-	struct mac {
-		uint8_t bytes[6];
-	} *to = packet, *from = to + 1, held = *to;
+	uint64_t first, swapped;
+	uint32_t last;
 
-	*to = *from;
-	*from = held;
+	/* Two words in, two words out (little-endian). */
+	memcpy(&first, packet, sizeof(first));
+	memcpy(&last, packet + 8, sizeof(last));
+	swapped = first >> 48 | (uint64_t)last << 16 | first << 48;
+	last = (uint32_t)(first >> 16);
+	memcpy(packet, &swapped, sizeof(swapped));
+	memcpy(packet + 8, &last, sizeof(last));
 }
 
 /* One batch: COMPLETION goes to FILL; MAC addresses are swapped, and RX goes to TX. */

@@ -119,14 +119,18 @@ static void txonly(void)
 	}
 }
 
-static void swap_macs(void *packet)
+static void swap_macs(char *packet)
 {
-	struct mac {
-		uint8_t bytes[6];
-	} *to = packet, *from = to + 1, held = *to;
+	uint64_t first, swapped;
+	uint32_t last;
 
-	*to = *from;
-	*from = held;
+	/* Two words in, two words out (little-endian). */
+	memcpy(&first, packet, sizeof(first));
+	memcpy(&last, packet + 8, sizeof(last));
+	swapped = first >> 48 | (uint64_t)last << 16 | first << 48;
+	last = (uint32_t)(first >> 16);
+	memcpy(packet, &swapped, sizeof(swapped));
+	memcpy(packet + 8, &last, sizeof(last));
 }
 
 static void l2fwd(void)

@@ -27,16 +27,15 @@ fn head(packet: &[u8]) -> u64 {
     packet.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
-/// Swaps source and destination address, as whole words: what stays in memory costs a round trip.
+/// Swaps source and destination address: two words in, two words out.
 #[inline(always)]
 fn swap_macs(packet: &mut [u8]) {
-    if let Some([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]) = packet.first_chunk_mut::<12>() {
-        let to = (u32::from_ne_bytes([*d0, *d1, *d2, *d3]), u16::from_ne_bytes([*d4, *d5]));
-        let from = (u32::from_ne_bytes([*s0, *s1, *s2, *s3]), u16::from_ne_bytes([*s4, *s5]));
-        [*d0, *d1, *d2, *d3] = from.0.to_ne_bytes();
-        [*d4, *d5] = from.1.to_ne_bytes();
-        [*s0, *s1, *s2, *s3] = to.0.to_ne_bytes();
-        [*s4, *s5] = to.1.to_ne_bytes();
+    if let Some((head, rest)) = packet.split_first_chunk_mut::<8>()
+        && let Some(tail) = rest.first_chunk_mut::<4>()
+    {
+        let (first, last) = (u64::from_le_bytes(*head), u32::from_le_bytes(*tail));
+        *head = (first >> 48 | u64::from(last) << 16 | first << 48).to_le_bytes();
+        *tail = ((first >> 16) as u32).to_le_bytes();
     }
 }
 

@@ -62,8 +62,11 @@ fn count(name: &str, batch: &str, packets: &str) -> Option<()> {
     Some(())
 }
 
-fn compare(rounds: usize) {
+fn compare(rounds: usize) -> Option<()> {
     const NAMES: [&str; 6] = ["C", "C again", "extend", "extend, ledger", "push", "push, ledger"];
+    if rounds == 0 {
+        return None;
+    }
     println!("{rounds} rounds in turns; ratios are of a round's time to C's in the same round");
     for layout in Layout::ALL {
         let (mut bench, mut ledger) = (Bench::new(false, layout), Bench::new(true, layout));
@@ -95,14 +98,15 @@ fn compare(rounds: usize) {
             }
         }
     }
+    Some(())
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
-        [] => Some(compare(15)),
-        [rounds] => rounds.parse().ok().filter(|rounds| *rounds != 0).map(compare),
+        [] => compare(15),
+        [rounds] => rounds.parse().ok().and_then(compare),
         ["count", name, "off", batch, packets] => count(name, batch, packets),
         _ => None,
     };
