@@ -53,6 +53,8 @@ Interface:
                         where possible]
       --zero-copy       Have the NIC read and write the packets' memory itself, or fail
       --take-all        Allow an interface that carries the default route or your SSH connection
+      --attach          Attach an XDP program that lets everything pass: igb, ixgbe, i40e and ice
+                        send in zero copy only beside one
 
 Rings:
   -b, --batch <PACKETS>     Packets that are handled at a time [default: 64]
