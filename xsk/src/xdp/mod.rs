@@ -295,7 +295,9 @@ impl Program {
     fn why_not(&self, device: &Device, mode: AttachMode, errno: Errno) -> Cause {
         let info = match self.kernel.interface(device.index()) {
             Ok(info) => info,
-            Err(_) => return Cause::InterfaceGone,
+            Err(Errno::NODEV | Errno::NXIO) => return Cause::InterfaceGone,
+            // Nothing is known that would explain the answer.
+            Err(_) => return general(errno),
         };
         match errno {
             Errno::PERM => missing_capability(&*self.kernel),
