@@ -842,16 +842,21 @@ impl Maps<'_> {
             RingKind::Fill => self.offsets.fr,
             RingKind::Completion => self.offsets.cr,
         };
-        let len = at.desc as usize + entries as usize * size_of::<T>();
+        let bytes = entries as usize * size_of::<T>();
+        let len = usize::try_from(at.desc)
+            .ok()
+            .and_then(|start| start.checked_add(bytes))
+            .ok_or_else(|| failed(Errno::INVAL))?;
         let mapping = self.raw.map(kind.page_offset(), len).map_err(failed)?;
         let fits = |offset: u64, bytes: usize, align: usize| {
-            offset.is_multiple_of(align as u64)
-                && (offset as usize).checked_add(bytes).is_some_and(|end| end <= mapping.len())
+            let end = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(bytes));
+            end.is_some_and(|end| end <= mapping.len())
+                && (mapping.base().addr().get() + offset as usize).is_multiple_of(align)
         };
         if !(fits(at.producer, 4, 4)
             && fits(at.consumer, 4, 4)
             && fits(at.flags, 4, 4)
-            && fits(at.desc, entries as usize * size_of::<T>(), align_of::<T>()))
+            && fits(at.desc, bytes, align_of::<T>()))
         {
             return Err(failed(Errno::INVAL));
         }
