@@ -776,7 +776,8 @@ impl UmemBuilder {
         let doing = Doing::MakeUmem { frames: self.frames, chunk_size: self.chunk_size };
         self.check().map_err(|cause| Error::new(doing.clone(), cause))?;
         let bytes = u64::from(self.frames) * u64::from(self.chunk_size);
-        let limit = memory::installed();
+        // No memory that pointers can walk is larger than `isize` counts.
+        let limit = memory::installed().min(isize::MAX as u64);
         let len = match usize::try_from(bytes) {
             Ok(len) if bytes <= limit => len,
             _ => return Err(Error::new(doing, Cause::UmemTooLarge { bytes, limit })),
