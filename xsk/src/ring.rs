@@ -78,6 +78,10 @@ impl<T: Copy> RingMemory<T> {
     }
 
     /// A ring in memory of its own, with both indices at `start`: for simulated kernels and tests.
+    ///
+    /// # Panics
+    ///
+    /// When `size` is not a power of two, or 0.
     pub fn allocate(size: u32, start: u32) -> Self
     where
         T: Default + Send + 'static,

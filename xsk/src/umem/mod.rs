@@ -632,7 +632,8 @@ impl Drop for Pair {
     }
 }
 
-/// A ring's entry in its UMEM's accounts. Dropping it settles what the ring never gave back.
+/// A ring's entry in its UMEM's accounts. [`close`](Self::close) settles what the ring never gave
+/// back.
 ///
 /// It holds the UMEM, so a ring that is forgotten keeps the memory.
 #[derive(Debug)]
@@ -661,6 +662,7 @@ impl Ledgered {
         Self { pair: pair.clone(), state, refused, id }
     }
 
+    /// Takes the ring out of the accounts, when the program's side stands at `index`.
     pub(crate) fn close(&self, index: u32) {
         self.pair.umem.core().close_account(self.id, index);
     }

@@ -133,7 +133,8 @@ impl XskMap {
     ///
     /// # Errors
     ///
-    /// [`Cause::NoSuchSlot`], [`Cause::NeedsRxRing`], [`Cause::OtherKernel`].
+    /// [`Cause::NoSuchSlot`], [`Cause::NeedsRxRing`], [`Cause::OtherKernel`],
+    /// [`Cause::MissingCapability`].
     pub fn insert(&self, index: u32, socket: &Socket) -> Result<()> {
         self.update(index, socket, 0)
     }
@@ -170,7 +171,7 @@ impl XskMap {
     ///
     /// # Errors
     ///
-    /// [`Cause::NoSuchSlot`].
+    /// [`Cause::NoSuchSlot`], [`Cause::MissingCapability`].
     pub fn remove(&self, index: u32) -> Result<()> {
         match self.kernel.delete_from_map(self.handle.as_fd(), &index.to_ne_bytes()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -206,7 +207,7 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// [`Cause::MissingCapability`], [`Cause::Verifier`].
+    /// [`Cause::MissingCapability`], [`Cause::Verifier`], [`Cause::OutOfMemory`].
     pub fn redirect(map: &XskMap) -> Result<Self> {
         // xdp_redirect_map's fallback verdict in its flags came with Linux 5.3, links with 5.9.
         let [map_low, map_high] = asm::load_map(R1, map.handle.as_fd().as_raw_fd());
@@ -260,7 +261,8 @@ impl Program {
     /// [`Cause::ProgramPresent`] with the program that holds the interface,
     /// [`Cause::NativeUnsupported`], [`Cause::NativeRefused`], [`Cause::MtuTooLarge`],
     /// [`Cause::TooFewQueues`], [`Cause::PeerGone`], [`Cause::InterfaceGone`],
-    /// [`Cause::MissingCapability`], [`Cause::OtherKernel`], [`Cause::KernelTooOld`].
+    /// [`Cause::MissingCapability`], [`Cause::OtherKernel`], [`Cause::OutOfMemory`],
+    /// [`Cause::KernelTooOld`].
     pub fn attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment> {
         if device.kernel().id() != self.kernel.id() {
             let doing = Doing::Attach { interface: device.name().into(), mode };
