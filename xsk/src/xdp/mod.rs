@@ -367,6 +367,7 @@ fn missing_capability(kernel: &dyn Kernel) -> Cause {
 }
 
 /// A program on an interface. Dropping it detaches the program.
+#[must_use = "dropping it detaches the program"]
 pub struct Attachment {
     link: Handle,
     mode: AttachMode,
@@ -400,6 +401,7 @@ impl fmt::Debug for Attachment {
 /// The default program on an interface, with its map: what arrives on a queue goes to that queue's
 /// socket, the rest to the Linux stack. Dropping it detaches the program.
 #[derive(Debug)]
+#[must_use = "dropping it detaches the program"]
 pub struct DefaultProgram {
     map: XskMap,
     attachment: Attachment,
