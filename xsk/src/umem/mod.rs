@@ -371,7 +371,7 @@ impl Umem {
         }
         let start = at + u64::from(offset) - u64::from(n);
         let _ = frame.into_raw();
-        // SAFETY: it starts later than its chunk and ends where it ended.
+        // SAFETY: it starts no earlier than its chunk, and ends where it ended.
         Ok(unsafe { Packet::new(Frame::new(facts.base.add(start as usize)), len + u32::from(n), 0, options) })
     }
 
