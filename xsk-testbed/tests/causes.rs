@@ -721,7 +721,7 @@ fn programs_and_their_maps_need_capabilities() {
         }
         assert!(device.info().unwrap().programs().is_empty());
     }
-    DefaultProgram::attach(&device, AttachMode::Best).unwrap();
+    drop(DefaultProgram::attach(&device, AttachMode::Best).unwrap());
 }
 
 #[test]
@@ -812,7 +812,7 @@ fn too_few_receive_queues_for_a_native_program() {
     drop(program);
     // What the remedy says.
     set_channels(&bed.a().name, 2, 2);
-    DefaultProgram::attach(&device, AttachMode::Native).unwrap();
+    drop(DefaultProgram::attach(&device, AttachMode::Native).unwrap());
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl fmt::Debug for Device {
 pub struct AttachedProgram {
     /// The kernel's number for it.
     pub id: u32,
-    /// Its name, where the caller may ask (`CAP_BPF`).
+    /// Its name, where the caller may ask: with `CAP_SYS_ADMIN`, for which `CAP_BPF` does not do.
     pub name: Option<String>,
     /// How it is attached; `None` where it runs on the NIC itself.
     pub mode: Option<AttachMode>,

@@ -42,7 +42,7 @@
 //! ```
 //!
 //! The same on a simulated kernel, with no privilege and no interface: take the device from the
-//! crate `xsk-sim` instead, and nothing else changes. All examples of this documentation run so.
+//! crate `xsk-sim` instead, and nothing else changes. All other examples of this documentation run so.
 //!
 //! # The map
 //!

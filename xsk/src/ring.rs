@@ -78,6 +78,10 @@ impl<T: Copy> RingMemory<T> {
     }
 
     /// A ring in memory of its own, with both indices at `start`: for simulated kernels and tests.
+    ///
+    /// # Panics
+    ///
+    /// When `size` is not a power of two, or 0.
     pub fn allocate(size: u32, start: u32) -> Self
     where
         T: Default + Send + 'static,
@@ -359,7 +363,7 @@ impl<T: Copy> Slots<'_, T> {
     ///
     /// [`room`](Self::room) is not 0.
     #[inline(always)]
-    pub unsafe fn push_unchecked(&mut self, value: T) {
+    unsafe fn push_unchecked(&mut self, value: T) {
         // SAFETY: under the mask it is one of the ring's slots. Between consumer + size and
         // producer the slot is this side's alone: the consumer reads none beyond the producer
         // index, which moves only when this guard is dropped.
@@ -447,7 +451,7 @@ impl<T: Copy> Consumer<T> {
 
     /// Whether a guard was forgotten.
     #[inline(always)]
-    pub fn is_unsettled(&self) -> bool {
+    pub(crate) fn is_unsettled(&self) -> bool {
         self.next != self.released
     }
 
@@ -457,7 +461,7 @@ impl<T: Copy> Consumer<T> {
     /// [`take`](Self::take) does this first.
     #[cold]
     #[inline(never)]
-    pub fn settle(&mut self) -> u32 {
+    pub(crate) fn settle(&mut self) -> u32 {
         let lost = self.next.wrapping_sub(self.released);
         self.release(self.next);
         lost
@@ -531,7 +535,7 @@ impl<T: Copy> Entries<'_, T> {
     ///
     /// [`left`](Self::left) is not 0.
     #[inline(always)]
-    pub unsafe fn next_unchecked(&mut self) -> T {
+    unsafe fn next_unchecked(&mut self) -> T {
         // SAFETY: under the mask it is one of the ring's slots. Between consumer and producer
         // index the slot is this side's: the producer writes none before the consumer index,
         // which moves only when this guard is dropped, has passed it.

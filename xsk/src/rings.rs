@@ -123,13 +123,15 @@ typed_ring! {
 }
 
 impl RxRing {
-    /// Packets that are there to be taken.
+    /// Packets to take: as many as were seen last, looked for anew when that is none. More may be
+    /// there.
     #[inline(always)]
     pub fn available(&mut self) -> u32 {
         self.ring.available()
     }
 
-    /// Takes up to `n` packets. Those that the guard does not yield stay in the ring.
+    /// Takes up to `n` packets of those [`available`](Self::available). Those that the guard does not
+    /// yield stay in the ring.
     #[inline(always)]
     pub fn take(&mut self, n: u32) -> Packets<'_> {
         if self.ring.is_unsettled() {
@@ -140,13 +142,15 @@ impl RxRing {
 }
 
 impl CompletionRing {
-    /// Frames that are there to be taken.
+    /// Frames to take: as many as were seen last, looked for anew when that is none. More may be
+    /// there.
     #[inline(always)]
     pub fn available(&mut self) -> u32 {
         self.ring.available()
     }
 
-    /// Takes up to `n` sent frames. Those that the guard does not yield stay in the ring.
+    /// Takes up to `n` sent frames of those [`available`](Self::available). Those that the guard
+    /// does not yield stay in the ring.
     ///
     /// In copy mode frames may come back in another order than they were sent;
     /// [`Umem::index`] tells which one a frame is.
@@ -158,7 +162,7 @@ impl CompletionRing {
         Frames(Taken { entries: self.ring.take(n), facts: self.facts, account: &self.account })
     }
 
-    /// Takes all sent frames into a pool; returns how many.
+    /// Takes the sent frames that are [`available`](Self::available) into a pool; returns how many.
     #[inline]
     pub fn drain_into(&mut self, pool: &mut Pool) -> u32 {
         let mut taken = 0;

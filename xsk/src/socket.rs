@@ -229,12 +229,14 @@ impl Socket {
     /// # Errors
     ///
     /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`], [`Cause::NeedsProgram`]. What is in TX
-    /// stays there.
+    /// stays there. [`Cause::NoTxRing`] on a socket that only receives.
     #[inline]
     pub fn send(&self) -> Result<Sent> {
         match self.0.raw.send() {
             Ok(()) => Ok(Sent::Done),
-            Err(Errno::AGAIN | Errno::NOBUFS) => Ok(Sent::Again),
+            Err(Errno::AGAIN) => Ok(Sent::Again),
+            // Memory is short, or there is no TX at all.
+            Err(Errno::NOBUFS) if self.0.tx.is_some() => Ok(Sent::Again),
             Err(Errno::BUSY) => Ok(Sent::Dropped),
             Err(errno) => Err(self.gone(self.sending(), errno)),
         }
@@ -263,11 +265,14 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`]; [`Cause::Deadlock`] on a stepped
-    /// simulated kernel where nothing could end the wait.
+    /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`], [`Cause::NeedsProgram`];
+    /// [`Cause::NoTxRing`] for [`Interest::Tx`] of a socket that only receives; [`Cause::Deadlock`]
+    /// on a stepped simulated kernel where nothing could end the wait.
     pub fn wait(&self, interest: Interest, timeout: Option<Duration>) -> Result<Ready> {
         let events = match interest {
             Interest::Rx => POLLIN,
+            // The kernel would wait for ever.
+            Interest::Tx if self.0.tx.is_none() => return Err(Error::new(self.waiting(), Cause::NoTxRing)),
             Interest::Tx => POLLOUT,
             Interest::Both => POLLIN | POLLOUT,
         };
@@ -309,6 +314,7 @@ impl Socket {
                 Cause::NeedsProgram { driver }
             }
             Errno::NXIO | Errno::NODEV => Cause::InterfaceGone,
+            Errno::NOBUFS if self.0.tx.is_none() => Cause::NoTxRing,
             Errno::DEADLK => Cause::Deadlock,
             errno => general(errno),
         };
@@ -491,10 +497,10 @@ impl<'p> SocketBuilder<'p> {
     /// [`Cause::ChunkSize`], [`Cause::OutOfMemory`], [`Cause::OtherKernel`],
     /// [`Cause::TooManySockets`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
     /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::InterfaceGone`],
-    /// [`Cause::NoSuchQueue`], [`Cause::QueueBusy`], [`Cause::QueueTaken`],
-    /// [`Cause::ZeroCopyUnsupported`], [`Cause::ZeroCopyMtu`], [`Cause::ZeroCopyRefused`],
-    /// [`Cause::SharedMode`], [`Cause::KernelTooOld`]. Frames that were to fill FILL are back in
-    /// their pool then.
+    /// [`Cause::InterfaceDown`], [`Cause::NoSuchQueue`], [`Cause::QueueBusy`],
+    /// [`Cause::QueueTaken`], [`Cause::ZeroCopyUnsupported`], [`Cause::ZeroCopyMtu`],
+    /// [`Cause::ZeroCopyRefused`], [`Cause::SharedMode`], [`Cause::KernelTooOld`]. Frames that were
+    /// to fill FILL are back in their pool then.
     pub fn open(self, umem: &Umem) -> Result<RxTx> {
         match self.bind(umem, true, true)? {
             Bound { shared, fill, rx: Some(rx), tx: Some(tx), completion: Some(completion) } => {
@@ -728,18 +734,25 @@ impl<'p> SocketBuilder<'p> {
     /// The cause behind the kernel's answer, in the order of its checks.
     #[cold]
     fn why_not(&self, errno: Errno, lender: Option<&dyn RawSocket>, waited: Duration, umem: &Umem) -> Cause {
-        let kernel = self.device.kernel();
-        let Ok(info) = self.device.info() else { return Cause::InterfaceGone };
+        match errno {
+            Errno::NODEV => return Cause::InterfaceGone,
+            Errno::BUSY => return Cause::QueueBusy { holders: self.device.kernel().holders(), waited },
+            Errno::NETDOWN => return Cause::InterfaceDown,
+            Errno::NOMEM | Errno::NOBUFS => return Cause::OutOfMemory { bytes: umem.size() },
+            _ => {}
+        }
+        let info = match self.device.info() {
+            Ok(info) => info,
+            Err(error) if *error.cause() == Cause::InterfaceGone => return Cause::InterfaceGone,
+            // Nothing is known that would explain the answer.
+            Err(_) => return general(errno),
+        };
         let driver = info.driver().map(str::to_owned);
         let room = umem.max_packet();
         match errno {
-            Errno::NODEV => Cause::InterfaceGone,
-            Errno::BUSY => Cause::QueueBusy { holders: kernel.holders(), waited },
             // What shares a UMEM in zero copy needs it as well, without having asked.
             Errno::OPNOTSUPP if lender.is_some_and(is_zero_copy) => Cause::SharedMode { zero_copy: true },
             Errno::OPNOTSUPP if self.mode == Mode::ZeroCopy => Cause::ZeroCopyUnsupported { driver },
-            Errno::NETDOWN => Cause::InterfaceDown,
-            Errno::NOMEM | Errno::NOBUFS => Cause::OutOfMemory { bytes: umem.size() },
             Errno::INVAL if self.queue >= info.queues() => {
                 Cause::NoSuchQueue { queue: self.queue, queues: info.queues() }
             }
@@ -829,16 +842,21 @@ impl Maps<'_> {
             RingKind::Fill => self.offsets.fr,
             RingKind::Completion => self.offsets.cr,
         };
-        let len = at.desc as usize + entries as usize * size_of::<T>();
+        let bytes = entries as usize * size_of::<T>();
+        let len = usize::try_from(at.desc)
+            .ok()
+            .and_then(|start| start.checked_add(bytes))
+            .ok_or_else(|| failed(Errno::INVAL))?;
         let mapping = self.raw.map(kind.page_offset(), len).map_err(failed)?;
         let fits = |offset: u64, bytes: usize, align: usize| {
-            offset.is_multiple_of(align as u64)
-                && (offset as usize).checked_add(bytes).is_some_and(|end| end <= mapping.len())
+            let end = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(bytes));
+            end.is_some_and(|end| end <= mapping.len())
+                && (mapping.base().addr().get() + offset as usize).is_multiple_of(align)
         };
         if !(fits(at.producer, 4, 4)
             && fits(at.consumer, 4, 4)
             && fits(at.flags, 4, 4)
-            && fits(at.desc, entries as usize * size_of::<T>(), align_of::<T>()))
+            && fits(at.desc, bytes, align_of::<T>()))
         {
             return Err(failed(Errno::INVAL));
         }

@@ -13,7 +13,7 @@ use xsk::kernel::{
 };
 use xsk::umem::PageSize;
 use xsk::xdp::{AttachMode, DefaultProgram, Program, XskMap};
-use xsk::{Cause, Device, Error, Mode, Socket, Umem};
+use xsk::{Cause, Device, Error, Interest, Mode, Socket, Umem};
 
 /// The calls that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,7 @@ enum Call {
     AttachNative,
     AttachAny,
     IndexOf,
+    Interface,
 }
 
 /// What is different from the simulated kernel.
@@ -180,6 +181,7 @@ impl Devices for Faulty {
     }
 
     fn interface(&self, index: u32) -> Result<InterfaceInfo, Errno> {
+        self.faults.at(Call::Interface)?;
         let mut info = self.inner.interface(index)?;
         info.driver = Some("mlx5_core".into());
         (self.faults.interface)(&mut info);
@@ -324,6 +326,23 @@ fn using_a_socket() {
     ] {
         assert_cause(&open(Call::Budget, errno).socket.set_tx_budget(100).unwrap_err(), errno, &cause);
     }
+}
+
+#[test]
+fn a_socket_that_only_receives_is_told_that_it_cannot_send() {
+    let (umem, _pool) = Umem::builder().frames(64).build().unwrap();
+    let device = device(kernel(Call::AttachAny, Errno::IO));
+    let xsk = Socket::builder(&device).ring_size(64).open_rx(&umem).unwrap();
+    assert_cause(&xsk.socket.send().unwrap_err(), Errno::NOBUFS, &Cause::NoTxRing);
+    assert_eq!(*xsk.socket.wait(Interest::Tx, None).unwrap_err().cause(), Cause::NoTxRing);
+}
+
+#[test]
+fn what_cannot_be_asked_about_an_interface_does_not_make_it_gone() {
+    let (umem, _pool) = Umem::builder().frames(64).build().unwrap();
+    let device = device(kernel(Call::Interface, Errno::MFILE));
+    let error = Socket::builder(&device).queue(4711).ring_size(64).open(&umem).unwrap_err();
+    assert_cause(&error, Errno::INVAL, &Cause::Unexpected(Errno::INVAL));
 }
 
 #[test]

@@ -207,7 +207,8 @@ pub type Handle = Box<dyn Object>;
 pub struct Insn {
     /// Operation.
     pub code: u8,
-    /// Destination register in the lower four bits, source register in the upper four.
+    /// Destination register in the lower four bits, source register in the upper four, on every
+    /// machine; the kernel's own structure has them the other way round where it is big-endian.
     pub regs: u8,
     /// Offset, for jumps and memory.
     pub off: i16,

@@ -6,7 +6,7 @@
 //! its hands), and names the FILL or TX ring it was pushed to while the kernel does; `LOST` once
 //! that ring is gone.
 //!
-//! No read-modify-write is needed, because every state has one party that may end it:
+//! No read-modify-write is needed on the data path, because every state has one party that may end it:
 //!
 //! - `HELD` ends when a batch with the chunk is published, and pushing takes the `Frame`, of which
 //!   there is one. (A batch that is forgotten leaks its frames: nobody was lent them.)
@@ -69,8 +69,9 @@ impl Book {
         for state in self.states.iter() {
             let lent = state.load(Relaxed);
             if lent == pair.fill || lent == pair.tx {
-                // A plain store: only the pair's rings could end these states.
-                state.store(LOST, Relaxed);
+                // The pair's rings, which could end these states, are gone; but their frames may
+                // have been reclaimed meanwhile, and lent anew.
+                let _ = state.compare_exchange(lent, LOST, Relaxed, Relaxed);
             }
         }
     }

@@ -371,7 +371,7 @@ impl Umem {
         }
         let start = at + u64::from(offset) - u64::from(n);
         let _ = frame.into_raw();
-        // SAFETY: it starts later than its chunk and ends where it ended.
+        // SAFETY: it starts no earlier than its chunk, and ends where it ended.
         Ok(unsafe { Packet::new(Frame::new(facts.base.add(start as usize)), len + u32::from(n), 0, options) })
     }
 
@@ -632,7 +632,8 @@ impl Drop for Pair {
     }
 }
 
-/// A ring's entry in its UMEM's accounts. Dropping it settles what the ring never gave back.
+/// A ring's entry in its UMEM's accounts. [`close`](Self::close) settles what the ring never gave
+/// back.
 ///
 /// It holds the UMEM, so a ring that is forgotten keeps the memory.
 #[derive(Debug)]
@@ -661,6 +662,7 @@ impl Ledgered {
         Self { pair: pair.clone(), state, refused, id }
     }
 
+    /// Takes the ring out of the accounts, when the program's side stands at `index`.
     pub(crate) fn close(&self, index: u32) {
         self.pair.umem.core().close_account(self.id, index);
     }
@@ -776,7 +778,8 @@ impl UmemBuilder {
         let doing = Doing::MakeUmem { frames: self.frames, chunk_size: self.chunk_size };
         self.check().map_err(|cause| Error::new(doing.clone(), cause))?;
         let bytes = u64::from(self.frames) * u64::from(self.chunk_size);
-        let limit = memory::installed();
+        // No memory that pointers can walk is larger than `isize` counts.
+        let limit = memory::installed().min(isize::MAX as u64);
         let len = match usize::try_from(bytes) {
             Ok(len) if bytes <= limit => len,
             _ => return Err(Error::new(doing, Cause::UmemTooLarge { bytes, limit })),

@@ -133,7 +133,8 @@ impl XskMap {
     ///
     /// # Errors
     ///
-    /// [`Cause::NoSuchSlot`], [`Cause::NeedsRxRing`], [`Cause::OtherKernel`].
+    /// [`Cause::NoSuchSlot`], [`Cause::NeedsRxRing`], [`Cause::OtherKernel`],
+    /// [`Cause::MissingCapability`].
     pub fn insert(&self, index: u32, socket: &Socket) -> Result<()> {
         self.update(index, socket, 0)
     }
@@ -170,7 +171,7 @@ impl XskMap {
     ///
     /// # Errors
     ///
-    /// [`Cause::NoSuchSlot`].
+    /// [`Cause::NoSuchSlot`], [`Cause::MissingCapability`].
     pub fn remove(&self, index: u32) -> Result<()> {
         match self.kernel.delete_from_map(self.handle.as_fd(), &index.to_ne_bytes()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -206,7 +207,7 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// [`Cause::MissingCapability`], [`Cause::Verifier`].
+    /// [`Cause::MissingCapability`], [`Cause::Verifier`], [`Cause::OutOfMemory`].
     pub fn redirect(map: &XskMap) -> Result<Self> {
         // xdp_redirect_map's fallback verdict in its flags came with Linux 5.3, links with 5.9.
         let [map_low, map_high] = asm::load_map(R1, map.handle.as_fd().as_raw_fd());
@@ -260,7 +261,8 @@ impl Program {
     /// [`Cause::ProgramPresent`] with the program that holds the interface,
     /// [`Cause::NativeUnsupported`], [`Cause::NativeRefused`], [`Cause::MtuTooLarge`],
     /// [`Cause::TooFewQueues`], [`Cause::PeerGone`], [`Cause::InterfaceGone`],
-    /// [`Cause::MissingCapability`], [`Cause::OtherKernel`], [`Cause::KernelTooOld`].
+    /// [`Cause::MissingCapability`], [`Cause::OtherKernel`], [`Cause::OutOfMemory`],
+    /// [`Cause::KernelTooOld`].
     pub fn attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment> {
         if device.kernel().id() != self.kernel.id() {
             let doing = Doing::Attach { interface: device.name().into(), mode };
@@ -295,7 +297,9 @@ impl Program {
     fn why_not(&self, device: &Device, mode: AttachMode, errno: Errno) -> Cause {
         let info = match self.kernel.interface(device.index()) {
             Ok(info) => info,
-            Err(_) => return Cause::InterfaceGone,
+            Err(Errno::NODEV | Errno::NXIO) => return Cause::InterfaceGone,
+            // Nothing is known that would explain the answer.
+            Err(_) => return general(errno),
         };
         match errno {
             Errno::PERM => missing_capability(&*self.kernel),
@@ -363,6 +367,7 @@ fn missing_capability(kernel: &dyn Kernel) -> Cause {
 }
 
 /// A program on an interface. Dropping it detaches the program.
+#[must_use = "dropping it detaches the program"]
 pub struct Attachment {
     link: Handle,
     mode: AttachMode,
@@ -396,6 +401,7 @@ impl fmt::Debug for Attachment {
 /// The default program on an interface, with its map: what arrives on a queue goes to that queue's
 /// socket, the rest to the Linux stack. Dropping it detaches the program.
 #[derive(Debug)]
+#[must_use = "dropping it detaches the program"]
 pub struct DefaultProgram {
     map: XskMap,
     attachment: Attachment,

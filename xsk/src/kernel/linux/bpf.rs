@@ -4,6 +4,7 @@
 //! last field used: a kernel takes what is missing for zeros.
 
 use core::ptr;
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +13,7 @@ use std::path::Path;
 use super::socket::page_size;
 use super::{Linux, check, text};
 use crate::abi::XDP_PACKET_HEADROOM;
-use crate::kernel::{Errno, Handle, MapSpec, ProgramInfo, ProgramSpec, Programs};
+use crate::kernel::{Errno, Handle, Insn, MapSpec, ProgramInfo, ProgramSpec, Programs};
 
 const BPF_MAP_CREATE: Command = Command(0);
 const BPF_MAP_LOOKUP_ELEM: Command = Command(1);
@@ -353,6 +354,15 @@ impl Programs for Linux {
     }
 }
 
+/// Instructions as this machine's kernel has them: the registers are bit-fields of one byte, which a
+/// big-endian machine fills from the upper end.
+fn native(instructions: &[Insn]) -> Cow<'_, [Insn]> {
+    if cfg!(target_endian = "little") {
+        return Cow::Borrowed(instructions);
+    }
+    instructions.iter().map(|insn| Insn { regs: insn.regs.rotate_left(4), ..*insn }).collect()
+}
+
 /// `BPF_PROG_LOAD`, with the verifier's words in `log` if there is room for any.
 fn load(spec: &ProgramSpec<'_>, log: &mut [u8]) -> Result<OwnedFd, Errno> {
     /// The licence as the kernel knows the project's own: helpers for GPL programs are allowed.
@@ -360,10 +370,11 @@ fn load(spec: &ProgramSpec<'_>, log: &mut [u8]) -> Result<OwnedFd, Errno> {
     /// A signal while the verifier works makes it give up with `EAGAIN`.
     const ATTEMPTS: usize = 5;
 
+    let instructions = native(spec.instructions);
     let mut attr = ProgLoad {
         prog_type: BPF_PROG_TYPE_XDP,
-        insn_cnt: len_of(spec.instructions)?,
-        insns: address(spec.instructions.as_ptr()),
+        insn_cnt: len_of(&instructions)?,
+        insns: address(instructions.as_ptr()),
         license: address(LICENSE.as_ptr()),
         prog_flags: spec.flags,
         prog_name: name_field(spec.name)?,
