@@ -249,7 +249,7 @@ fn a_sender_attaches_a_program_only_when_asked() {
     for (attach, expected) in [(false, "none"), (true, "native")] {
         let mut arguments = vec!["txonly", "-i", &bed.a().name, "-n", "0.1"];
         arguments.extend(attach.then_some("--attach"));
-        let mut xsk = Xsk::start(&arguments);
+        let xsk = Xsk::start(&arguments);
         xsk.wait_for("tx_packets", 100);
         assert_eq!(programs(&bed), usize::from(attach));
         let summary = xsk.interrupt();

@@ -346,6 +346,9 @@ pub enum Cause {
     /// The socket only receives.
     #[error("the socket has no TX ring")]
     NoTxRing,
+    /// The socket only sends.
+    #[error("the socket has no RX ring")]
+    NoRxRing,
 
     /// The driver sends in zero copy only beside an XDP program.
     #[error("{} sends in zero copy only while an XDP program is attached", driver.as_deref().map_or("the driver".into(), |d| format!("the driver {d}")))]
@@ -531,6 +534,7 @@ impl Cause {
                 "A send transmits no more than TX holds, and the kernel wants at least 32."
             }
             Self::NoTxRing => "It was made by `open_rx`.",
+            Self::NoRxRing => "It was made by `open_tx`.",
             Self::InterfaceDown => "Nothing is sent or received before it is switched on.",
             Self::InterfaceGone => {
                 "It was removed, or moved to another network namespace, after it was opened; its sockets \
@@ -634,6 +638,7 @@ impl Cause {
             }
             Self::TxBudget { min, max, .. } => format!("use {min} to {max}, or make TX larger"),
             Self::NoTxRing => "make the socket by `open` or `open_tx`".into(),
+            Self::NoRxRing => "make the socket by `open` or `open_rx`".into(),
             Self::InterfaceDown => "switch it on: ip link set INTERFACE up".into(),
             Self::InterfaceGone => "open the interface and its sockets again when it is back".into(),
             Self::NoSuchSlot { .. } => "use a lower index, or make the map larger".into(),

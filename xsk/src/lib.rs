@@ -23,20 +23,19 @@
 //! fn main() -> xsk::Result<()> {
 //!     let device = Device::open("veth0")?;
 //!     let (umem, mut pool) = Umem::builder().build()?;
-//!     let mut xsk = Socket::builder(&device).open(&umem)?;
+//!     let mut xsk = Socket::builder(&device).fill_from(&mut pool, 2048).open(&umem)?;
 //!     let program = DefaultProgram::attach(&device, AttachMode::Best)?;
 //!     program.insert(&xsk.socket)?;
-//!     xsk.fill.refill(&mut pool, 2048);
 //!     loop {
 //!         xsk.socket.wait(Interest::Rx, None)?;
 //!         xsk.fill.extend_frames(xsk.completion.take(64));
-//!         xsk.tx.extend(xsk.rx.take(64), |mut packet| {
+//!         xsk.tx.extend(xsk.rx.take(32), |mut packet| {
 //!             if let Some((to, from)) = packet.get_mut(..12).map(|macs| macs.split_at_mut(6)) {
 //!                 to.swap_with_slice(from);
 //!             }
 //!             packet
 //!         });
-//!         let _ = xsk.socket.send()?;
+//!         let _sent = xsk.socket.send()?; // in copy mode, up to 32 packets a call
 //!     }
 //! }
 //! ```
@@ -93,5 +92,5 @@ pub mod xdp;
 pub use device::Device;
 pub use error::{Cause, Error, Result};
 pub use rings::{CompletionRing, FillRing, PushError, RxRing, TxRing};
-pub use socket::{Interest, Mode, Sent, Socket};
+pub use socket::{Interest, Mode, RxOnly, RxTx, Sent, Socket, TxOnly};
 pub use umem::{Frame, Packet, Pool, Umem};

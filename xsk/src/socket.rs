@@ -86,6 +86,8 @@ struct Shared {
     device: Device,
     queue: u32,
     zero_copy: bool,
+    /// There is an RX ring.
+    rx: bool,
     /// Entries of TX, where there is one.
     tx: Option<u32>,
     /// FILL of a socket that only sends: it holds the frames that a driver wanted there.
@@ -270,9 +272,10 @@ impl Socket {
     /// on a stepped simulated kernel where nothing could end the wait.
     pub fn wait(&self, interest: Interest, timeout: Option<Duration>) -> Result<Ready> {
         let events = match interest {
-            Interest::Rx => POLLIN,
-            // The kernel would wait for ever.
+            // For a ring that is not there the kernel would wait for ever.
+            Interest::Rx if !self.0.rx => return Err(Error::new(self.waiting(), Cause::NoRxRing)),
             Interest::Tx if self.0.tx.is_none() => return Err(Error::new(self.waiting(), Cause::NoTxRing)),
+            Interest::Rx => POLLIN,
             Interest::Tx => POLLOUT,
             Interest::Both => POLLIN | POLLOUT,
         };
@@ -471,7 +474,8 @@ impl<'p> SocketBuilder<'p> {
         self
     }
 
-    /// How long to try a queue that is busy (default one second). The kernel releases a queue some
+    /// How long to try a queue that is busy (default one second); other sockets that are opened on
+    /// the same UMEM wait meanwhile. The kernel releases a queue some
     /// milliseconds after its last socket is closed.
     pub fn release_timeout(mut self, timeout: Duration) -> Self {
         self.release_timeout = timeout;
@@ -567,8 +571,12 @@ impl<'p> SocketBuilder<'p> {
 
         // Held throughout: of two threads, one registers the memory and the other shares it.
         let mut members = lock_members(umem);
-        // A socket whose interface is gone is unbound for good, and lends nothing any more.
-        members.retain(|m| m.socket.upgrade().is_some_and(|s| s.receive() != Err(Errno::NXIO)));
+        // A socket whose interface is gone is unbound for good, and lends nothing any more; its rings
+        // can't be mapped then.
+        let is_bound = |socket: Arc<dyn RawSocket>| {
+            socket.map(abi::XDP_UMEM_PGOFF_COMPLETION_RING, 1).err() != Some(Errno::BUSY)
+        };
+        members.retain(|m| m.socket.upgrade().is_some_and(is_bound));
         let here = kernel.id();
         if members.iter().any(|m| m.kernel != here) {
             return Err(Error::new(binding(), Cause::OtherKernel { what: "the UMEM" }));
@@ -655,6 +663,7 @@ impl<'p> SocketBuilder<'p> {
             device: self.device.clone(),
             queue: self.queue,
             zero_copy,
+            rx,
             tx: tx.then_some(self.tx),
             _fill: None,
         };
@@ -756,7 +765,8 @@ impl<'p> SocketBuilder<'p> {
             Errno::INVAL if self.queue >= info.queues() => {
                 Cause::NoSuchQueue { queue: self.queue, queues: info.queues() }
             }
-            Errno::INVAL | Errno::OPNOTSUPP if lender.is_some() => {
+            // Kernels that tell of features (6.3) can share.
+            Errno::INVAL | Errno::OPNOTSUPP if lender.is_some() && info.xdp_features().is_none() => {
                 Cause::KernelTooOld { feature: "a UMEM shared between queues", since: "5.10" }
             }
             // Ethernet header, checksum and two VLAN tags come on top of the MTU.

@@ -85,7 +85,16 @@ fn a_packet_grows_and_shrinks_within_its_chunk() {
     packet.fill(1);
     assert_eq!((packet.len(), umem.index_of(&packet)), (111, Some(1)));
     let packet = umem.prepend(packet, 1).expect_err("it starts where its chunk does");
-    assert!(!packet.continues());
+
+    // The chunk holds 2048 bytes, of which the packet has the first 111.
+    assert_eq!(umem.room(&packet), Some((0, 1937)));
+    let packet = umem.append(packet, 1938).expect_err("there are 1937 bytes behind");
+    assert_eq!(packet.len(), 111);
+    let mut packet = umem.append(packet, 1937).unwrap();
+    assert_eq!((packet.len(), packet[110], umem.room(&packet)), (2048, 1, Some((0, 0))));
+    assert!(packet.advance(48));
+    assert_eq!(umem.room(&packet), Some((48, 0)));
+    packet.fill(2);
     pool.put(packet);
 }
 

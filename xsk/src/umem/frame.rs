@@ -6,7 +6,7 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
 use super::{home, ledger::Ledger};
-use crate::abi::{Descriptor, XDP_PKT_CONTD};
+use crate::abi::Descriptor;
 
 /// The owner of one chunk of a [`Umem`](super::Umem): holding it *is* the right to touch the chunk.
 ///
@@ -63,7 +63,7 @@ pub struct Packet {
     len: u32,
     /// Bytes from where the frame points to where the packet starts.
     offset: u16,
-    /// The descriptor's options, as far as they are known: `XDP_PKT_CONTD`.
+    /// The descriptor's options.
     options: u16,
 }
 
@@ -84,12 +84,6 @@ impl Packet {
 
     pub(crate) fn frame(&self) -> &Frame {
         &self.frame
-    }
-
-    /// The packet continues in the next one that its ring yields (`XDP_PKT_CONTD`, 6.6).
-    #[inline(always)]
-    pub fn continues(&self) -> bool {
-        u32::from(self.options) & XDP_PKT_CONTD != 0
     }
 
     /// Shortens the packet to `len` bytes; a longer `len` changes nothing.
@@ -113,6 +107,11 @@ impl Packet {
             }
             _ => false,
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn offset(&self) -> u32 {
+        self.offset.into()
     }
 
     #[inline(always)]
@@ -248,7 +247,8 @@ impl Facts {
         // SAFETY: inside the UMEM. That nobody else owns the chunk is the kernel's promise, and
         // checked by the ledger where it is on.
         let frame = Frame(unsafe { self.base.add(d.addr as usize) });
-        Ok(Packet { frame, len: d.len, offset: 0, options: (d.options & XDP_PKT_CONTD) as u16 })
+        // Sockets are bound without XDP_USE_SG: a packet is one descriptor, and has no options.
+        Ok(Packet { frame, len: d.len, offset: 0, options: 0 })
     }
 
     /// The frame that an address from COMPLETION speaks of, had back from the ring of `expect`.

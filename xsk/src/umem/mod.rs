@@ -375,6 +375,32 @@ impl Umem {
         Ok(unsafe { Packet::new(Frame::new(facts.base.add(start as usize)), len + u32::from(n), 0, options) })
     }
 
+    /// Makes a packet longer by `n` bytes at its end, which are whatever the chunk holds there.
+    ///
+    /// # Errors
+    ///
+    /// The packet as it was, when its chunk has less room behind it, or is another UMEM's.
+    #[inline]
+    pub fn append(&self, packet: Packet, n: u32) -> Result<Packet, Packet> {
+        match self.room(&packet) {
+            Some((_, behind)) if n <= behind => {
+                let (frame, len, offset, options) = packet.into_parts();
+                // SAFETY: it starts where it started, and ends in its chunk.
+                Ok(unsafe { Packet::new(frame, len + n, offset, options) })
+            }
+            _ => Err(packet),
+        }
+    }
+
+    /// Bytes of its chunk in front of a packet and behind it; `None` for another UMEM's.
+    #[inline]
+    pub fn room(&self, packet: &Packet) -> Option<(u32, u32)> {
+        let facts = &self.core().facts;
+        let at = facts.offset(packet.frame())?;
+        let front = (at % facts.chunk()) as u32 + packet.offset();
+        Some((front, facts.chunk() as u32 - front - packet.len() as u32))
+    }
+
     /// Counts where every chunk is.
     pub fn census(&self) -> Census {
         self.core().census()

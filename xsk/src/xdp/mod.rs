@@ -318,15 +318,15 @@ impl Program {
             Errno::RANGE => Cause::MtuTooLarge { mtu: info.mtu },
             Errno::NOSPC => Cause::TooFewQueues { rx_queues: info.rx_queues },
             Errno::NOMEM => Cause::OutOfMemory { bytes: 0 },
-            // Links for XDP came with 5.9; before that the command or the type is unknown. Drivers
-            // also answer so to an MTU that they can't run a program on.
-            Errno::INVAL if mode == AttachMode::Native && info.mtu > 1500 => {
+            // So do drivers answer to an MTU of more than a page.
+            Errno::INVAL if mode == AttachMode::Native && info.mtu > 3000 => {
                 Cause::MtuTooLarge { mtu: info.mtu }
             }
             // Who tells of features (6.3) has links, so the driver said so.
             Errno::INVAL if mode == AttachMode::Native && info.features.is_some() => {
                 Cause::NativeRefused { driver: info.driver }
             }
+            // Before 5.9 the command or the type is unknown.
             Errno::INVAL if info.features.is_none() => {
                 Cause::KernelTooOld { feature: "BPF links for XDP", since: "5.9" }
             }
