@@ -6,7 +6,7 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
 use super::{home, ledger::Ledger};
-use crate::abi::Descriptor;
+use crate::abi::{Descriptor, XDP_PKT_CONTD};
 
 /// The owner of one chunk of a [`Umem`](super::Umem): holding it *is* the right to touch the chunk.
 ///
@@ -247,8 +247,8 @@ impl Facts {
         // SAFETY: inside the UMEM. That nobody else owns the chunk is the kernel's promise, and
         // checked by the ledger where it is on.
         let frame = Frame(unsafe { self.base.add(d.addr as usize) });
-        // Sockets are bound without XDP_USE_SG: a packet is one descriptor, and has no options.
-        Ok(Packet { frame, len: d.len, offset: 0, options: 0 })
+        // Bits that a received packet can't have end here: forwarded to TX, one would block it.
+        Ok(Packet { frame, len: d.len, offset: 0, options: (d.options & XDP_PKT_CONTD) as u16 })
     }
 
     /// The frame that an address from COMPLETION speaks of, had back from the ring of `expect`.
