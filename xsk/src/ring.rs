@@ -175,6 +175,18 @@ struct OwnedRing<T> {
 // SAFETY: the slots are handed from side to side by the ring protocol.
 unsafe impl<T: Send> Sync for OwnedRing<T> {}
 
+/// Slots from index `next` on that lie in one piece: up to the end of the memory.
+#[inline(always)]
+fn piece(next: u32, mask: u32) -> u32 {
+    mask - (next & mask) + 1
+}
+
+/// `n <= piece(next, mask)` in fewer instructions, for an `n` between 1 and the size of the ring.
+#[inline(always)]
+fn is_piece(next: u32, mask: u32, n: u32) -> bool {
+    (next & mask) + (n - 1) <= mask
+}
+
 /// The side of a ring that writes entries.
 #[derive(Debug)]
 pub struct Producer<T> {
@@ -326,7 +338,7 @@ impl<T: Copy> Slots<'_, T> {
     /// Slots from the next on that lie in one piece, taken or not: up to the end of the memory.
     #[inline(always)]
     pub(crate) fn piece(&self) -> u32 {
-        self.ring.mask - (self.next & self.ring.mask) + 1
+        piece(self.next, self.ring.mask)
     }
 
     /// Whether `n` slots from the next on lie in one piece: `n <= piece()` in fewer instructions.
@@ -334,7 +346,7 @@ impl<T: Copy> Slots<'_, T> {
     /// `n` is between 1 and the size of the ring.
     #[inline(always)]
     pub(crate) fn is_piece(&self, n: u32) -> bool {
-        (self.next & self.ring.mask) + (n - 1) <= self.ring.mask
+        is_piece(self.next, self.ring.mask, n)
     }
 
     /// Publishes what was pushed, which is something: the drop without its question.
@@ -512,13 +524,13 @@ impl<T: Copy> Entries<'_, T> {
     /// Entries from the next on that lie in one piece, there or not: up to the end of the memory.
     #[inline(always)]
     pub(crate) fn piece(&self) -> u32 {
-        self.ring.mask - (self.next & self.ring.mask) + 1
+        piece(self.next, self.ring.mask)
     }
 
     /// Whether `n` entries from the next on lie in one piece; see [`Slots::is_piece`].
     #[inline(always)]
     pub(crate) fn is_piece(&self, n: u32) -> bool {
-        (self.next & self.ring.mask) + (n - 1) <= self.ring.mask
+        is_piece(self.next, self.ring.mask, n)
     }
 
     /// Releases what was yielded, which is something: the drop without its question.

@@ -200,6 +200,9 @@ impl FillRing {
     ///
     /// `each` sees every packet and says which frame goes back: usually the packet's own. Frames
     /// of another UMEM are not taken; they are sent home. Returns how many packets were taken.
+    ///
+    /// What FILL has no room for stays in RX. There is room for all, unless more frames were put
+    /// into FILL than came out of RX; who does that takes the rest of RX into a pool.
     #[inline(always)]
     pub fn extend(&mut self, packets: Packets<'_>, each: impl FnMut(Packet) -> Frame) -> u32 {
         transfer(packets.0, &mut self.ring, &self.facts, &self.account, each)
@@ -517,114 +520,90 @@ fn convert<A: Entry, B: Entry>(
     }
 }
 
-/// Received packets being taken; an iterator. Dropping it releases the slots of those it yielded.
-#[derive(Debug)]
-#[must_use = "packets that are not yielded stay in the ring"]
-pub struct Packets<'r>(Taken<'r, Descriptor>);
+/// A batch that is taken: an iterator over what a ring's entries stand for.
+macro_rules! taken_batch {
+    ($(#[$attribute:meta])* $name:ident, $entry:ty, $item:ty) => {
+        $(#[$attribute])*
+        #[derive(Debug)]
+        pub struct $name<'r>(Taken<'r, $entry>);
 
-impl Packets<'_> {
-    /// Entries not yet yielded.
-    #[inline(always)]
-    pub fn left(&self) -> u32 {
-        self.0.entries.left()
-    }
+        impl $name<'_> {
+            /// Entries not yet yielded.
+            #[inline(always)]
+            pub fn left(&self) -> u32 {
+                self.0.entries.left()
+            }
 
-    /// Yields no more than `n` from here on; the rest stays in the ring.
-    #[inline(always)]
-    pub fn limit(&mut self, n: u32) {
-        self.0.entries.limit(n);
-    }
+            /// Yields no more than `n` from here on; the rest stays in the ring.
+            #[inline(always)]
+            pub fn limit(&mut self, n: u32) {
+                self.0.entries.limit(n);
+            }
+        }
+
+        impl Iterator for $name<'_> {
+            type Item = $item;
+
+            #[inline(always)]
+            fn next(&mut self) -> Option<$item> {
+                self.0.next()
+            }
+
+            #[inline(always)]
+            fn size_hint(&self) -> (usize, Option<usize>) {
+                (0, Some(self.left() as usize))
+            }
+        }
+    };
 }
 
-impl Iterator for Packets<'_> {
-    type Item = Packet;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Packet> {
-        self.0.next()
-    }
-
-    #[inline(always)]
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.left() as usize))
-    }
+taken_batch! {
+    /// Received packets being taken; an iterator. Dropping it releases the slots of those it yielded.
+    #[must_use = "packets that are not yielded stay in the ring"]
+    Packets, Descriptor, Packet
+}
+taken_batch! {
+    /// Sent frames being taken; an iterator. Dropping it releases the slots of those it yielded.
+    #[must_use = "frames that are not yielded stay in the ring"]
+    Frames, u64, Frame
 }
 
-/// Sent frames being taken; an iterator. Dropping it releases the slots of those it yielded.
-#[derive(Debug)]
-#[must_use = "frames that are not yielded stay in the ring"]
-pub struct Frames<'r>(Taken<'r, u64>);
+/// A batch that is filled.
+macro_rules! filled_batch {
+    ($(#[$attribute:meta])* $name:ident, $entry:ty, $item:ty, $(#[$push:meta])*) => {
+        $(#[$attribute])*
+        #[derive(Debug)]
+        pub struct $name<'r>(Filling<'r, $entry>);
 
-impl Frames<'_> {
-    /// Entries not yet yielded.
-    #[inline(always)]
-    pub fn left(&self) -> u32 {
-        self.0.entries.left()
-    }
+        impl $name<'_> {
+            /// Slots left.
+            #[inline(always)]
+            pub fn room(&self) -> u32 {
+                self.0.slots.room()
+            }
 
-    /// Yields no more than `n` from here on; the rest stays in the ring.
-    #[inline(always)]
-    pub fn limit(&mut self, n: u32) {
-        self.0.entries.limit(n);
-    }
+            $(#[$push])*
+            ///
+            /// # Errors
+            ///
+            /// What was to be pushed, when there is no slot left or it is another UMEM's.
+            #[inline(always)]
+            pub fn push(&mut self, item: $item) -> Result<(), PushError<$item>> {
+                self.0.push(item)
+            }
+        }
+    };
 }
 
-impl Iterator for Frames<'_> {
-    type Item = Frame;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Frame> {
-        self.0.next()
-    }
-
-    #[inline(always)]
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.left() as usize))
-    }
-}
-
-/// Slots of FILL being filled. Dropping it publishes the frames that were pushed.
-#[derive(Debug)]
-pub struct FillSlots<'r>(Filling<'r, u64>);
-
-impl FillSlots<'_> {
-    /// Slots left.
-    #[inline(always)]
-    pub fn room(&self) -> u32 {
-        self.0.slots.room()
-    }
-
+filled_batch! {
+    /// Slots of FILL being filled. Dropping it publishes the frames that were pushed.
+    FillSlots, u64, Frame,
     /// Gives a frame to the kernel, to receive into.
-    ///
-    /// # Errors
-    ///
-    /// The frame back, when there is no slot left or it is another UMEM's.
-    #[inline(always)]
-    pub fn push(&mut self, frame: Frame) -> Result<(), PushError<Frame>> {
-        self.0.push(frame)
-    }
 }
-
-/// Slots of TX being filled. Dropping it publishes the packets that were pushed.
-#[derive(Debug)]
-pub struct TxSlots<'r>(Filling<'r, Descriptor>);
-
-impl TxSlots<'_> {
-    /// Slots left.
-    #[inline(always)]
-    pub fn room(&self) -> u32 {
-        self.0.slots.room()
-    }
-
+filled_batch! {
+    /// Slots of TX being filled. Dropping it publishes the packets that were pushed.
+    TxSlots, Descriptor, Packet,
     /// Gives a packet to the kernel, to be sent.
-    ///
-    /// # Errors
-    ///
-    /// The packet back, when there is no slot left or it is another UMEM's.
-    #[inline(always)]
-    pub fn push(&mut self, packet: Packet) -> Result<(), PushError<Packet>> {
-        self.0.push(packet)
-    }
 }
 
 #[cfg(all(test, not(loom)))]
