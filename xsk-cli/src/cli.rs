@@ -156,8 +156,8 @@ pub(crate) struct Interface {
 
     /// Allow an interface that carries the default route or your SSH connection
     ///
-    /// What arrives on the queue no longer reaches the network stack, so such a connection may hang
-    /// until the command ends.
+    /// A command that receives takes what arrives on the queue away from the network stack, and one
+    /// that sends crowds out all others, so such a connection may hang until the command ends.
     #[arg(long)]
     pub(crate) take_all: bool,
 }

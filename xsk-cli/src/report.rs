@@ -262,7 +262,10 @@ impl Statistics {
             None => "packets dropped: no room for them",
         };
         [
-            (empty, "packets dropped: no free frame in FILL (more --frames or a larger --ring may help)"),
+            (
+                empty,
+                "packets dropped: no free frame in FILL (a larger --ring, with as many --frames, may help)",
+            ),
             (self.rx_dropped - empty, long),
             (self.rx_ring_full.unwrap_or(0), "packets dropped: RX was full (a larger --ring may help)"),
             (self.tx_dropped, "sent packets dropped by the driver"),

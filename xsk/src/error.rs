@@ -133,7 +133,9 @@ impl fmt::Display for Doing {
             Self::ReadDevice { name } => write!(f, "cannot read what interface {name} is"),
             Self::MakeSocket => f.write_str("cannot make an AF_XDP socket"),
             Self::RegisterUmem { bytes } => write!(f, "cannot register a UMEM of {bytes} bytes"),
-            Self::MakeRing { ring, entries } => write!(f, "cannot make a {ring} ring of {entries} entries"),
+            Self::MakeRing { ring, entries } => {
+                write!(f, "cannot make the {ring} ring, of {entries} entries")
+            }
             Self::Bind { interface, queue } => write!(f, "cannot bind to {interface} queue {queue}"),
             Self::Send { interface, queue } => write!(f, "cannot send on {interface} queue {queue}"),
             Self::Wait { interface, queue } => write!(f, "cannot wait for {interface} queue {queue}"),
@@ -570,7 +572,8 @@ impl Cause {
             Self::MissingCapability { capability } => {
                 match *capability {
                     "CAP_NET_RAW" => {
-                        "run as root, or give the program the capability: setcap cap_net_raw+ep PROGRAM"
+                        "run as root, or give the program the capability: setcap cap_net_raw+ep PROGRAM; to receive it \
+                         needs more: setcap cap_net_raw,cap_net_admin,cap_bpf+ep PROGRAM"
                     }
                     _ => {
                         "run as root outside of any user namespace, or give the program the capabilities: \
@@ -601,8 +604,9 @@ impl Cause {
                 )
             }
             Self::LockedMemory { bytes, .. } => format!(
-                "give the program the capability: setcap cap_ipc_lock+ep PROGRAM; or raise the limit by at \
-                 least {0} KiB: ulimit -l; or ask for fewer frames",
+                "raise the limit by at least {0} KiB: ulimit -l; or ask for fewer frames; or give the program \
+                 cap_ipc_lock beside its other capabilities, which setcap would take away: setcap \
+                 cap_net_raw,cap_net_admin,cap_bpf,cap_ipc_lock+ep PROGRAM",
                 bytes.div_ceil(1024)
             ),
             Self::MemoryRefused => "let the UMEM map its own memory".into(),

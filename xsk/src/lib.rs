@@ -41,7 +41,8 @@
 //! ```
 //!
 //! The same on a simulated kernel, with no privilege and no interface: take the device from the
-//! crate `xsk-sim` instead, and nothing else changes. All other examples of this documentation run so.
+//! crate `xsk-sim` instead, and nothing else changes for a program of one queue; several queues, a
+//! shared UMEM and zero copy are not simulated. All other examples of this documentation run so.
 //!
 //! # The map
 //!
@@ -69,7 +70,8 @@
 //!
 //! Linux 5.9 or later is needed to attach the programs (BPF links), and 5.10 to share a UMEM
 //! between queues. Receiving needs `CAP_NET_RAW`, `CAP_NET_ADMIN` and `CAP_BPF`; sending alone
-//! needs `CAP_NET_RAW`.
+//! needs `CAP_NET_RAW`. A UMEM that is larger than the limit of locked memory (often 8 MiB; a UMEM is
+//! 16 MiB unless told otherwise) needs `CAP_IPC_LOCK` as well.
 
 #![deny(unsafe_code)]
 

@@ -190,7 +190,10 @@ pub(crate) fn run_txonly(args: &cli::Txonly) -> Result<(), Failure> {
             &format!("cannot send packets of {} bytes", packet.len()),
             format!("a frame has {} bytes", umem.chunk_size()),
             "A packet is in one frame.",
-            "use larger frames: -f 4096".into(),
+            match packet.len() {
+                ..=4096 => "use larger frames: -f 4096".into(),
+                _ => "use -s 4096 or less, with -f 4096".into(),
+            },
         ));
     }
     txonly::prepare(&mut pool, &packet);
