@@ -268,6 +268,10 @@ pub(crate) struct Info {
     #[arg(value_name = "IF")]
     pub(crate) interface: Option<String>,
 
+    /// The same, said as to the other commands
+    #[arg(short, long = "interface", value_name = "IF", conflicts_with = "interface")]
+    pub(crate) i: Option<String>,
+
     /// Print one JSON object instead of tables
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,

@@ -27,7 +27,7 @@ const SOCK_RAW: i32 = 3;
 /// `xsk info`.
 pub(crate) fn run(args: &cli::Info) -> Result<(), Failure> {
     let kernel = Linux::kernel();
-    match &args.interface {
+    match args.interface.as_ref().or(args.i.as_ref()) {
         Some(name) => {
             let interface = Interface::new(&Device::open(name)?.info()?);
             if args.json {

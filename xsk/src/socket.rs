@@ -11,7 +11,7 @@
 //!
 //! let packet = pool.packet(0, 60).expect("frames are left");
 //! xsk.tx.reserve(1).push(packet)?;
-//! xsk.socket.send()?;
+//! let _sent = xsk.socket.send()?;
 //! # sim.run();
 //! for frame in xsk.completion.take(64) {
 //!     pool.put(frame);
@@ -23,6 +23,45 @@
 //! The rings come as fields, to be used together or taken apart: receiving (RX with FILL) and
 //! sending (TX with COMPLETION) can go to different threads. [`Socket`] is the handle for all
 //! else; its clones can be anywhere.
+//!
+//! # Several queues
+//!
+//! A NIC spreads what arrives over its queues, and a socket gets what arrives on its own: to get
+//! all, open a socket for each. They can share one UMEM, in which case a packet that came in by one
+//! can leave by another; one program serves them all. With a thread for each socket, each takes a
+//! pool of its own ([`Umem::pool`]).
+//!
+//! ```no_run
+//! use xsk::xdp::{AttachMode, DefaultProgram};
+//! use xsk::{Device, Interest, Socket, Umem};
+//!
+//! fn main() -> xsk::Result<()> {
+//!     let device = Device::open("eth1")?;
+//!     let program = DefaultProgram::attach(&device, AttachMode::Best)?;
+//!     let queues = device.queues()?;
+//!     let (umem, mut pool) = Umem::builder().frames(queues * 2048).build()?;
+//!     std::thread::scope(|threads| {
+//!         for queue in 0..queues {
+//!             let mut xsk =
+//!                 Socket::builder(&device).queue(queue).fill_from(&mut pool, 2048).open_rx(&umem)?;
+//!             program.insert(&xsk.socket)?;
+//!             threads.spawn(move || -> xsk::Result<()> {
+//!                 loop {
+//!                     xsk.socket.wait(Interest::Rx, None)?;
+//!                     xsk.fill.extend(xsk.rx.take(64), |packet| {
+//!                         println!("queue {queue}: {} bytes", packet.len());
+//!                         packet.into_frame()
+//!                     });
+//!                 }
+//!             });
+//!         }
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! One thread for several sockets takes from each ring in turn, and waits with `poll` on their
+//! descriptors ([`AsFd`]) when all are empty.
 
 use core::fmt;
 use core::mem::size_of;
@@ -485,9 +524,9 @@ impl<'p> SocketBuilder<'p> {
     /// Puts up to `frames` frames from `pool` into FILL before the socket is bound.
     ///
     /// Fill it this way rather than later: in zero copy a driver takes its first frames when the
-    /// queue is started, and some (igb) don't look again before they are woken
-    /// ([`Socket::wake_rx`]). A socket that only sends needs none, except that some drivers (ice,
-    /// i40e) start a zero-copy queue only where FILL has something.
+    /// queue is started, and filled later it may have to be woken first ([`Socket::wake_rx`]). A
+    /// socket that only sends needs none, except that some drivers (ice, i40e) start a zero-copy
+    /// queue only where FILL has something.
     pub fn fill_from(self, pool: &'p mut Pool, frames: u32) -> Self {
         Self { fill_from: Some((pool, frames)), ..self }
     }

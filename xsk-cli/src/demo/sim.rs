@@ -7,7 +7,7 @@ use xsk::Device;
 use xsk::kernel::Errno;
 use xsk_sim::Sim;
 
-use super::{PACKET, Part, RoundTrips, Stage, all_arrived, forward, receive, send, until};
+use super::{PACKET, Part, REST, RoundTrips, Stage, all_arrived, forward, receive, send, until};
 use crate::failure::Failure;
 use crate::sample::l2fwd;
 
@@ -69,10 +69,11 @@ impl Stage for Wire {
         let packet = packet();
         let (mut sent, mut fed) = (0, Ok(()));
         let mut in_time = until(Instant::now() + time);
+        let mut in_patience = until(Instant::now() + time + REST);
         let done = receive(&self.device()?, |counts| {
             if fed.is_err() || !in_time(counts) {
                 // All that was sent has arrived; the loop takes what is left.
-                return fed.is_ok() && counts.rx_packets < sent;
+                return fed.is_ok() && counts.rx_packets < sent && in_patience(counts);
             }
             fed = self.feed(&packet, BURST);
             sent += BURST as u64;
@@ -99,10 +100,11 @@ impl Stage for Wire {
         let packet = packet();
         let (mut sent, mut arrived) = (0, Ok(0));
         let mut in_time = until(Instant::now() + time);
+        let mut in_patience = until(Instant::now() + time + REST);
         let done = forward(&self.device()?, "l2fwd", l2fwd::swap_macs, |counts| {
             arrived = arrived.and_then(|n| Ok(n + self.collect()?));
             if arrived.is_err() || !in_time(counts) {
-                return arrived.is_ok() && counts.tx_packets < sent;
+                return arrived.is_ok() && counts.tx_packets < sent && in_patience(counts);
             }
             arrived = arrived.and_then(|n| self.feed(&packet, BURST).map(|()| n));
             sent += BURST as u64;
@@ -125,7 +127,8 @@ impl Stage for Wire {
                 asked = Some(Instant::now());
                 self.feed(&packet, 1)?;
             }
-            Ok(asked.is_some())
+            // A lost answer would be waited for without end.
+            Ok(asked.is_some_and(|asked| asked.elapsed() < REST))
         };
         let mut last = Ok(true);
         let done = forward(&self.device()?, "latency", l2fwd::reflect, |_| {

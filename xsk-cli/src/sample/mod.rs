@@ -157,6 +157,8 @@ fn attach(device: &Device, socket: &Socket, how: &Attach) -> Result<DefaultProgr
     };
     let program = DefaultProgram::attach(device, mode)?;
     program.insert(socket)?;
+    // Tells of an interface that is down, which would otherwise just be silent.
+    socket.wake_rx()?;
     Ok(program)
 }
 

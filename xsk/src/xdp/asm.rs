@@ -152,6 +152,11 @@ pub const fn store_imm(width: Width, dst: Reg, off: i16, imm: i32) -> Insn {
     insn(0x62 | width as u8, dst as u8, 0, off, imm)
 }
 
+/// `src = fetch_add(*(u64 *)(dst + off), src)` (5.12).
+pub const fn fetch_add(dst: Reg, off: i16, src: Reg) -> Insn {
+    insn(0xdb, dst as u8, src as u8, off, 0x01)
+}
+
 /// Jump by `off` instructions, counted from the next one, if `dst <cond> imm`.
 pub const fn jump_imm(cond: Cond, dst: Reg, imm: i32, off: i16) -> Insn {
     insn(0x05 | cond as u8, dst as u8, 0, off, imm)
