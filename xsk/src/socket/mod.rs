@@ -29,7 +29,7 @@
 //! A NIC spreads what arrives over its queues, and a socket gets what arrives on its own: to get
 //! all, open a socket for each. They can share one UMEM, in which case a packet that came in by one
 //! can leave by another; one program serves them all. With a thread for each socket, each takes a
-//! pool of its own ([`Umem::pool`]).
+//! pool of its own ([`Umem::pool`](crate::Umem::pool)).
 //!
 //! ```no_run
 //! use xsk::xdp::{AttachMode, DefaultProgram};
