@@ -342,7 +342,7 @@ fn ring_sizes_are_checked_before_the_kernel_tries_them() {
     let odd = |entries| Cause::RingNotPowerOfTwo { entries };
     let large = |entries| Cause::RingTooLarge { entries, max: MAX_RING_ENTRIES };
     let sizes = [
-        (0, odd(0), "use 1"),
+        (0, odd(0), "use 2048"),
         (511, odd(511), "256 or 512"),
         (u32::MAX, odd(u32::MAX), "use 2147483648"),
         (1 << 31, large(1 << 31), "at most 1048576"),

@@ -58,7 +58,8 @@ pub const XSK_UNALIGNED_BUF_ADDR_MASK: u64 = (1 << XSK_UNALIGNED_BUF_OFFSET_SHIF
 pub const XDP_PACKET_HEADROOM: u32 = 256;
 /// The smallest chunk that the kernel takes, in bytes. The largest is the page size.
 pub const XDP_UMEM_MIN_CHUNK_SIZE: u32 = 2048;
-/// Packets that one send transmits in copy mode unless told otherwise.
+/// Packets that one send transmits in copy mode unless told otherwise, and the least that it can be
+/// told.
 pub const TX_BATCH_SIZE: u32 = 32;
 
 bitflags::bitflags! {

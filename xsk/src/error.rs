@@ -329,6 +329,9 @@ pub enum Cause {
         /// Which of them, with its article: `the UMEM`, `the socket` or `the interface`.
         what: &'static str,
     },
+    /// FILL was to be filled from the pool of another UMEM.
+    #[error("the pool belongs to another UMEM")]
+    ForeignPool,
     /// The UMEM has as many sockets as it can tell apart.
     #[error("the UMEM has {max} sockets already")]
     TooManySockets {
@@ -531,6 +534,7 @@ impl Cause {
             Self::OtherKernel { .. } => {
                 "Descriptors, indices and pinned memory mean something to one kernel only."
             }
+            Self::ForeignPool => "A socket receives into frames of its own UMEM only.",
             Self::TooManySockets { .. } => "The ledger counts them in 15 bits.",
             Self::TxBudget { .. } => {
                 "A send transmits no more than TX holds, and the kernel wants at least 32."
@@ -610,8 +614,9 @@ impl Cause {
                 bytes.div_ceil(1024)
             ),
             Self::MemoryRefused => "let the UMEM map its own memory".into(),
+            Self::RingNotPowerOfTwo { entries: 0 } => "use 2048, as is usual".into(),
             Self::RingNotPowerOfTwo { entries } => {
-                let below = entries.checked_ilog2().map_or(1, |l| 1 << l);
+                let below = 1 << entries.ilog2();
                 match entries.checked_next_power_of_two() {
                     Some(above) if above != below => format!("use {below} or {above}"),
                     _ => format!("use {below}"),
@@ -636,6 +641,7 @@ impl Cause {
                 "attach one, such as the default program with an empty map (xsk txonly --attach), or use copy mode".into()
             }
             Self::OtherKernel { .. } => "make everything from devices of one kernel".into(),
+            Self::ForeignPool => "fill from a pool of the UMEM that the socket is opened on".into(),
             Self::TooManySockets { .. } => "use another UMEM".into(),
             Self::TxBudget { min, max, .. } if min > max => {
                 format!("give the socket a TX ring of at least {min} entries")

@@ -232,24 +232,23 @@ impl FillRing {
         }
     }
 
-    /// Moves up to `n` frames from a pool to FILL; returns how many there was room and frames for.
+    /// Moves up to `n` frames from a pool to FILL; returns how many there was room and frames for:
+    /// none from a pool of another UMEM.
     #[inline]
     pub fn refill(&mut self, pool: &mut Pool, n: u32) -> u32 {
         let mut slots = self.reserve(n.min(pool.len() as u32));
-        let room = slots.room();
-        for _ in 0..room {
-            match pool.take().map(|frame| slots.push(frame)) {
-                Some(Ok(())) => {}
-                Some(Err(refused)) => {
-                    let left = slots.room();
-                    drop(slots);
-                    pool.put(refused.into_inner());
-                    return room - left;
-                }
-                None => return room - slots.room(),
+        let mut moved = 0;
+        while slots.room() != 0
+            && let Some(frame) = pool.take()
+        {
+            if let Err(refused) = slots.push(frame) {
+                // It is the pool of another UMEM.
+                pool.put(refused.into_inner());
+                break;
             }
+            moved += 1;
         }
-        room
+        moved
     }
 }
 

@@ -465,3 +465,26 @@ fn huge_pages_that_nobody_has() {
     assert!(error.to_string().contains("1 GiB"), "{error}");
     assert!(error.remedy().contains("hugepagesz=1G hugepages=1"), "{}", error.remedy());
 }
+
+#[test]
+fn fill_is_filled_from_the_pool_of_its_own_umem_only() {
+    let sim = xsk_sim::Sim::new();
+    let device = sim.device("sim0").unwrap();
+    let (umem, mut pool) = Umem::builder().frames(16).build().unwrap();
+    let (other, mut theirs) = Umem::builder().frames(16).build().unwrap();
+    let error = Socket::builder(&device).fill_from(&mut theirs, 8).open(&umem).unwrap_err();
+    assert_eq!(error.cause(), &Cause::ForeignPool);
+    assert_eq!((theirs.len(), other.census().program, umem.census().retired), (16, 0, 0));
+    let mut xsk = Socket::builder(&device).fill_from(&mut pool, 8).open(&umem).unwrap();
+    assert_eq!((xsk.fill.refill(&mut theirs, 8), theirs.len()), (0, 16));
+    assert_eq!((xsk.fill.refill(&mut pool, 4), pool.len(), umem.census().fill), (4, 4, 12));
+}
+
+#[test]
+fn a_wait_for_a_ring_that_is_not_there_is_refused() {
+    let sim = xsk_sim::Sim::new();
+    let (umem, _pool) = Umem::builder().frames(16).build().unwrap();
+    let sender = Socket::builder(&sim.device("sim0").unwrap()).open_tx(&umem).unwrap();
+    let error = sender.socket.wait(xsk::Interest::Rx, None).unwrap_err();
+    assert_eq!(error.cause(), &Cause::NoRxRing);
+}

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use xsk::abi::TX_BATCH_SIZE;
 use xsk::socket::{Sent, SocketBuilder};
 use xsk::umem::{PageSize, Pool};
 use xsk::xdp::{AttachMode, DefaultProgram};
@@ -30,8 +31,6 @@ const NAP: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_millis(200);
 /// How often the watcher looks after a socket when no reports are wanted.
 const LOOK: Duration = Duration::from_secs(1);
-/// The least that a send's budget can be.
-const LEAST_BUDGET: u32 = 32;
 
 /// How a loop takes its turns.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +164,7 @@ fn attach(device: &Device, socket: &Socket, how: &Attach) -> Result<DefaultProgr
 /// In copy mode one system call sends 32 packets; with this it sends a batch. Kernels before 6.17 can't,
 /// and need a call for each 32.
 pub(crate) fn budget_for(socket: &Socket, tx: &TxRing, batch: u32) {
-    let _ = socket.set_tx_budget(batch.min(tx.size()).max(LEAST_BUDGET));
+    let _ = socket.set_tx_budget(batch.min(tx.size()).max(TX_BATCH_SIZE));
 }
 
 /// `xsk rxdrop`.

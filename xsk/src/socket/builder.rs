@@ -124,8 +124,8 @@ impl<'p> SocketBuilder<'p> {
     }
 
     /// How long to try a queue that is busy (default one second); other sockets that are opened on
-    /// the same UMEM wait meanwhile. The kernel releases a queue some
-    /// milliseconds after its last socket is closed.
+    /// the same UMEM wait meanwhile. The kernel releases a queue some milliseconds after its last
+    /// socket is closed.
     pub fn release_timeout(mut self, timeout: Duration) -> Self {
         self.release_timeout = timeout;
         self
@@ -148,7 +148,7 @@ impl<'p> SocketBuilder<'p> {
     /// Of making a socket: [`Cause::MissingCapability`], [`Cause::Forbidden`], [`Cause::NoAfXdp`],
     /// [`Cause::TooManyFiles`]. Of the UMEM: [`Cause::LockedMemory`], [`Cause::Headroom`],
     /// [`Cause::ChunkSize`], [`Cause::OutOfMemory`], [`Cause::OtherKernel`],
-    /// [`Cause::TooManySockets`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
+    /// [`Cause::ForeignPool`], [`Cause::TooManySockets`]. Of the rings: [`Cause::RingNotPowerOfTwo`],
     /// [`Cause::RingTooLarge`], [`Cause::OutOfMemory`]. Of binding: [`Cause::InterfaceGone`],
     /// [`Cause::InterfaceDown`], [`Cause::NoSuchQueue`], [`Cause::QueueBusy`],
     /// [`Cause::QueueTaken`], [`Cause::ZeroCopyUnsupported`], [`Cause::ZeroCopyMtu`],
@@ -208,6 +208,9 @@ impl<'p> SocketBuilder<'p> {
         ];
         for (ring, entries, _) in sizes.iter().filter(|s| s.2) {
             check_size(*ring, *entries)?;
+        }
+        if fill_from.as_ref().is_some_and(|(pool, _)| !pool.umem().is(umem)) {
+            return Err(Error::new(binding(), Cause::ForeignPool));
         }
         if self.queue > u32::from(u16::MAX) {
             // The kernel would cut it to 16 bits and bind another queue.

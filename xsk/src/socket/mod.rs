@@ -79,9 +79,6 @@ use crate::rings::{CompletionRing, FillRing, RxRing, TxRing};
 
 pub use builder::{MAX_RING_ENTRIES, SocketBuilder};
 
-/// The least TX budget that the kernel takes, and what it is unless told otherwise.
-const MIN_TX_BUDGET: u32 = 32;
-
 /// Whether packets are copied between the driver and the UMEM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -149,7 +146,7 @@ pub struct RxOnly {
     pub rx: RxRing,
 }
 
-/// A socket that only sends. It needs no program, and its FILL ring is empty.
+/// A socket that only sends. It needs no program, and its FILL ring is nobody's to work.
 #[derive(Debug)]
 pub struct TxOnly {
     /// The handle: wake, wait, statistics.
@@ -286,8 +283,8 @@ impl Socket {
     /// # Errors
     ///
     /// [`Cause::InterfaceDown`], [`Cause::InterfaceGone`], [`Cause::NeedsProgram`];
-    /// [`Cause::NoTxRing`] for [`Interest::Tx`] of a socket that only receives; [`Cause::Deadlock`]
-    /// on a stepped simulated kernel where nothing could end the wait.
+    /// [`Cause::NoRxRing`] and [`Cause::NoTxRing`] for a ring that the socket lacks;
+    /// [`Cause::Deadlock`] on a stepped simulated kernel where nothing could end the wait.
     pub fn wait(&self, interest: Interest, timeout: Option<Duration>) -> Result<Ready> {
         let events = match interest {
             // For a ring that is not there the kernel would wait for ever.
@@ -385,7 +382,7 @@ impl Socket {
                     Cause::KernelTooOld { feature: "the TX budget option", since: "6.17" }
                 }
                 (Errno::ACCESS, None) => Cause::NoTxRing,
-                (Errno::ACCESS, Some(max)) => Cause::TxBudget { packets, min: MIN_TX_BUDGET, max },
+                (Errno::ACCESS, Some(max)) => Cause::TxBudget { packets, min: abi::TX_BATCH_SIZE, max },
                 (errno, _) => general(errno),
             };
             Error::with_errno(Doing::SetTxBudget { packets }, cause, errno)

@@ -109,8 +109,9 @@ struct Account {
     id: usize,
     pair: u16,
     kind: RingKind,
-    /// The published index of the program's side, minus where it started.
+    /// The shared indices.
     view: Box<dyn RingView>,
+    /// Where the program's side stood at first.
     start: u32,
     /// Entries that were taken out of the ring and never became a frame.
     refused: Arc<AtomicU32>,
@@ -263,6 +264,11 @@ impl Umem {
     /// Begins a UMEM: 4096 frames of 4096 bytes unless told otherwise.
     pub fn builder() -> UmemBuilder {
         UmemBuilder::default()
+    }
+
+    /// Whether both are handles to the same memory.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(crate) fn core(&self) -> &Core {
