@@ -51,8 +51,8 @@ use xsk::abi::{
     bytes_of_mut,
 };
 use xsk::kernel::{
-    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, POLLIN, ProgramInfo,
-    ProgramSpec, Programs, RawSocket, Sockets,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, POLLIN, PollEntry,
+    ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets, Watch,
 };
 
 use crate::socket::POLLRDNORM;
@@ -426,6 +426,10 @@ unsafe impl Sockets for Wrapped {
         self.kernel.limits()
     }
 
+    fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
+        self.kernel.poll(entries, timeout)
+    }
+
     fn holders(&self) -> Vec<Holder> {
         self.kernel.holders()
     }
@@ -751,5 +755,9 @@ impl Devices for Wrapped {
 
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {
         self.kernel.interfaces()
+    }
+
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno> {
+        self.kernel.watch(index)
     }
 }

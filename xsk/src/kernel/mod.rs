@@ -120,6 +120,14 @@ pub unsafe trait Sockets: Send + Sync {
     /// What this process may use.
     fn limits(&self) -> Limits;
 
+    /// `poll` on several descriptors at once: sockets of this kernel, its watches, and any other.
+    /// `None` waits for ever. Returns how many entries are ready.
+    ///
+    /// A kernel that can tell that nothing will ever end the wait answers `EDEADLK`.
+    fn poll(&self, _entries: &mut [PollEntry<'_>], _timeout: Option<Duration>) -> Result<usize, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
     /// Processes that have AF_XDP sockets in this network namespace, as far as they can be seen.
     fn holders(&self) -> Vec<Holder> {
         Vec::new()
@@ -185,6 +193,18 @@ pub unsafe trait RawSocket: AsFd + Send + Sync + Debug {
     ///
     /// A kernel that can tell that nothing will ever end the wait answers `EDEADLK`.
     fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno>;
+}
+
+/// One descriptor of a [`poll`](Sockets::poll): `struct pollfd`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct PollEntry<'a> {
+    /// What is waited for.
+    pub fd: BorrowedFd<'a>,
+    /// Which of its events: [`POLLIN`], [`POLLOUT`].
+    pub events: i16,
+    /// What was found.
+    pub revents: i16,
 }
 
 /// Readable: RX has packets.
@@ -359,4 +379,18 @@ pub trait Devices: Send + Sync {
 
     /// All interfaces, by index.
     fn interfaces(&self) -> Result<Vec<u32>, Errno>;
+
+    /// Watches an interface from here on.
+    fn watch(&self, _index: u32) -> Result<Box<dyn Watch>, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+}
+
+/// Tells that something about an interface changed: it was switched on or off, its link came or
+/// went, it was removed or renamed, a program was attached or detached, its queues changed.
+///
+/// The descriptor is readable ([`POLLIN`]) from a change until it is [taken](Self::take).
+pub trait Watch: AsFd + Send + Sync + Debug {
+    /// Whether something may have changed since this was last asked. It never waits.
+    fn take(&self) -> bool;
 }

@@ -1,5 +1,6 @@
 //! AF_XDP sockets by system calls.
 
+use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use core::time::Duration;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -13,7 +14,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{Linux, check};
 use crate::abi::{AF_XDP, SOL_XDP, SockaddrXdp, UmemReg, XDP_UMEM_REG, bytes_of};
-use crate::kernel::{Errno, Holder, Limits, Mapping, POLLERR, RawSocket, Sockets};
+use crate::kernel::{Errno, Holder, Limits, Mapping, POLLERR, PollEntry, RawSocket, Sockets};
 
 // SAFETY: the sockets are the kernel's own; see `RawSocket for Socket`.
 unsafe impl Sockets for Linux {
@@ -41,10 +42,33 @@ unsafe impl Sockets for Linux {
         }
     }
 
+    /// A signal ends the wait with `EINTR`, whatever is left of the timeout.
+    fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
+        // A timeout beyond what the kernel can count is for ever as well.
+        let timeout = timeout.and_then(|timeout| {
+            let tv_sec = libc::time_t::try_from(timeout.as_secs()).ok()?;
+            Some(libc::timespec { tv_sec, tv_nsec: timeout.subsec_nanos() as _ })
+        });
+        let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
+        let fds = entries.as_mut_ptr().cast::<libc::pollfd>();
+        // SAFETY: an entry has the layout of `struct pollfd`, which is asserted below; the kernel
+        // writes `revents` alone. The timeout is null or lives on.
+        let ready = unsafe { libc::ppoll(fds, entries.len() as libc::nfds_t, timeout, ptr::null()) };
+        check(ready).map(|ready| ready as usize)
+    }
+
     fn holders(&self) -> Vec<Holder> {
         super::holders::find()
     }
 }
+
+const _: () = {
+    assert!(size_of::<PollEntry<'_>>() == size_of::<libc::pollfd>());
+    assert!(align_of::<PollEntry<'_>>() == align_of::<libc::pollfd>());
+    assert!(offset_of!(PollEntry<'_>, fd) == offset_of!(libc::pollfd, fd));
+    assert!(offset_of!(PollEntry<'_>, events) == offset_of!(libc::pollfd, events));
+    assert!(offset_of!(PollEntry<'_>, revents) == offset_of!(libc::pollfd, revents));
+};
 
 /// Bytes of a page.
 pub(super) fn page_size() -> usize {
