@@ -1,12 +1,14 @@
 //! Descriptors: every object of the simulated kernel has a real one, an eventfd.
 //!
-//! Sockets are readable when RX is not empty; maps, programs and links never are. What a number
-//! stands for is kept in the kernel's table, so a duplicate of a descriptor (`dup`) is not known.
+//! Sockets are readable when RX is not empty, and watches when a device changed; maps, programs and
+//! links never are. What a number stands for is kept in the kernel's table, so a duplicate of a
+//! descriptor (`dup`) is not known.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
-use xsk::kernel::Errno;
+use xsk::kernel::{Errno, Watch};
 
 use crate::Sim;
 
@@ -21,10 +23,10 @@ pub(crate) fn signal(fd: impl AsFd) {
     let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
 
-/// Makes a descriptor not readable.
-pub(crate) fn clear(fd: impl AsFd) {
+/// Makes a descriptor not readable; whether it was.
+pub(crate) fn clear(fd: impl AsFd) -> bool {
     // It can fail only if the counter is 0, and then the descriptor is not readable.
-    let _ = rustix::io::read(fd, &mut [0u8; 8]);
+    rustix::io::read(fd, &mut [0u8; 8]).is_ok()
 }
 
 /// What a number is that is not in the kernel's table.
@@ -81,5 +83,40 @@ impl Drop for File {
     fn drop(&mut self) {
         // The number leaves the table before it is closed, when it could be given out again.
         self.sim.with(|state| state.close(self.fd.as_raw_fd()));
+    }
+}
+
+/// The handle of a watch over a device.
+#[derive(Debug)]
+pub(crate) struct WatchFile {
+    fd: Arc<OwnedFd>,
+    sim: Sim,
+}
+
+impl WatchFile {
+    /// Begins a watch.
+    pub(crate) fn new(sim: Sim, index: u32) -> Result<Self, Errno> {
+        let fd = Arc::new(open()?);
+        sim.with(|state| state.watch(index, fd.clone()))?;
+        Ok(Self { fd, sim })
+    }
+}
+
+impl AsFd for WatchFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Watch for WatchFile {
+    fn take(&self) -> bool {
+        clear(&self.fd)
+    }
+}
+
+impl Drop for WatchFile {
+    fn drop(&mut self) {
+        // As for `File`.
+        self.sim.with(|state| state.watches.remove(&self.fd.as_raw_fd()));
     }
 }

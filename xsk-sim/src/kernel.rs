@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use xsk::abi::{SOL_XDP, SockaddrXdp, UmemReg};
 use xsk::kernel::{
-    Devices, Errno, Handle, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, ProgramInfo, ProgramSpec,
-    Programs, RawSocket, Sockets,
+    Devices, Errno, Handle, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, POLLERR, PollEntry, ProgramInfo,
+    ProgramSpec, Programs, RawSocket, Sockets, Watch,
 };
 
 use crate::bpf::{Program, XskMap};
-use crate::files::{self, File, Foreign};
+use crate::files::{self, File, Foreign, WatchFile};
 use crate::net::LinkId;
 use crate::ring::Pages;
 use crate::socket::{Socket, SocketId};
@@ -68,6 +68,10 @@ unsafe impl Sockets for Sim {
             bpf: true,
             ipc_lock: true,
         }
+    }
+
+    fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
+        self.wait(entries, timeout)
     }
 }
 
@@ -184,33 +188,12 @@ unsafe impl RawSocket for SimSocket {
     }
 
     fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno> {
-        enum Now {
-            Ready(i16),
-            GoOn,
-            Deadlock,
-        }
-        let mut first = true;
-        loop {
-            // The lock is let go after each step, so that other threads can have their say.
-            let now = self.with(|state, id| {
-                state.socket(id).settle();
-                let (ready, progress) = state.look(id, first);
-                if ready & events != 0 {
-                    Now::Ready(ready & events)
-                } else if progress || state.step() {
-                    Now::GoOn
-                } else {
-                    Now::Deadlock
-                }
-            });
-            first = false;
-            match now {
-                Now::Ready(revents) => return Ok(revents),
-                Now::GoOn => {}
-                // Nothing will happen before the time is over, so it is over now.
-                Now::Deadlock if timeout.is_some() => return Ok(0),
-                Now::Deadlock => return Err(Errno::DEADLK),
-            }
+        let mut entries = [PollEntry { fd: self.as_fd(), events, revents: 0 }];
+        match self.file.sim.wait(&mut entries, timeout) {
+            Ok(_) => Ok(entries[0].revents),
+            // Of a socket that is not bound, or whose device is down, this is what ends the wait.
+            Err(Errno::DEADLK) if self.with(|state, id| state.is_silent(id)) => Ok(POLLERR),
+            Err(errno) => Err(errno),
         }
     }
 }
@@ -307,5 +290,9 @@ impl Devices for Sim {
 
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {
         self.with(|state| Ok(state.net.devices.keys().copied().collect()))
+    }
+
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno> {
+        Ok(Box::new(WatchFile::new(self.clone(), index)?))
     }
 }

@@ -76,9 +76,11 @@ mod files;
 #[allow(unsafe_code)]
 mod kernel;
 mod net;
+mod poll;
 mod pool;
 #[allow(unsafe_code)]
 mod ring;
+mod rss;
 mod socket;
 mod state;
 #[allow(unsafe_code)]
@@ -97,13 +99,7 @@ use crate::state::State;
 /// Bytes of a page, as the simulated machine has them.
 const PAGE_SIZE: usize = 4096;
 
-/// The smallest MTU of an Ethernet device that speaks IPv4.
-const MIN_MTU: u32 = 68;
-/// The largest MTU of which every packet fits a page with what the kernel puts around it, as on
-/// veth: larger ones need multi-buffer.
-const MAX_MTU: u32 = 3502;
-
-/// A simulated kernel, with two devices that are wired to each other.
+/// A simulated kernel, with pairs of devices that are wired to each other.
 ///
 /// A clone is another handle of the same kernel, which lives as long as any handle, socket, map,
 /// program, link or mapped ring of it.
@@ -127,19 +123,12 @@ impl Default for Sim {
 impl Sim {
     /// A kernel with the devices `sim0` and `sim1`, of one queue and MTU 1500 each, both up.
     pub fn new() -> Self {
-        Self::with_devices(["sim0".to_owned(), "sim1".to_owned()], 1500)
+        Self::builder().build().expect("the usual devices are valid")
     }
 
     /// A kernel with other devices.
     pub fn builder() -> Builder {
-        Builder { names: ["sim0".to_owned(), "sim1".to_owned()], mtu: 1500 }
-    }
-
-    fn with_devices([first, second]: [String; 2], mtu: u32) -> Self {
-        let mut state = State::default();
-        state.net.devices.insert(1, Device::new(first, mtu, 2));
-        state.net.devices.insert(2, Device::new(second, mtu, 1));
-        Self { state: Arc::new(Mutex::new(state)) }
+        Builder { pairs: vec![["sim0".to_owned(), "sim1".to_owned()]], mtu: 1500, queues: 1, reset_steps: 0 }
     }
 
     /// The kernel, as `xsk` takes it.
@@ -156,22 +145,48 @@ impl Sim {
         xsk::Device::open_on(self.kernel(), name)
     }
 
-    /// Puts a packet on the wire to a device. It arrives at a step, on queue 0.
+    /// Puts a packet on the wire to a device. It arrives at a step, on the queue that its
+    /// [hash](crate#queues) says.
     ///
     /// `ENODEV` for an unknown device, `EMSGSIZE` for a packet that no wire would bring: shorter
     /// than an Ethernet header, or longer than the MTU with a header and a VLAN tag.
     pub fn inject(&self, device: &str, packet: &[u8]) -> Result<(), Errno> {
+        self.put_on_wire(device, None, packet)
+    }
+
+    /// Puts a packet on the wire to a device, to arrive on a queue of your choice.
+    ///
+    /// `EINVAL` for a queue that the device does not have, else as [`inject`](Self::inject). If the
+    /// queue is gone when the packet arrives, it goes to the queue of its number modulo those left.
+    pub fn inject_on(&self, device: &str, queue: u32, packet: &[u8]) -> Result<(), Errno> {
+        self.put_on_wire(device, Some(queue), packet)
+    }
+
+    fn put_on_wire(&self, name: &str, queue: Option<u32>, packet: &[u8]) -> Result<(), Errno> {
         self.with(|state| {
-            let index = state.net.index_of(device)?;
-            if !state.net.devices[&index].takes(packet.len()) {
+            let index = state.net.index_of(name)?;
+            let device = &state.net.devices[&index];
+            if queue.is_some_and(|queue| queue as usize >= device.queues.len()) {
+                return Err(Errno::INVAL);
+            }
+            if !device.takes(packet.len()) {
                 return Err(Errno::MSGSIZE);
             }
-            state.net.wire.push_back(Arrival { device: index, queue: 0, packet: packet.to_vec() });
+            let queue = queue.map(|queue| queue as u16);
+            state.net.wire.push_back(Arrival { device: index, queue, packet: packet.to_vec() });
             Ok(())
         })
     }
 
-    /// One thing happens: a packet arrives, or a queue becomes free. `false` when nothing is left.
+    /// The queue on which a packet would arrive at a device, by its [hash](crate#queues).
+    ///
+    /// `ENODEV` for an unknown device.
+    pub fn receive_queue(&self, device: &str, packet: &[u8]) -> Result<u32, Errno> {
+        self.with(|state| Ok(state.net.named(device)?.queue_of(None, packet).into()))
+    }
+
+    /// One thing happens: a packet arrives, a queue becomes free, or a link that a reset took away
+    /// comes a step nearer. `false` when nothing is left.
     pub fn step(&self) -> bool {
         self.with(|state| {
             state.sockets.values_mut().for_each(|socket| socket.settle());
@@ -205,8 +220,9 @@ impl Sim {
         })
     }
 
-    /// Switches a device on or off. Packets that arrive at one that is off are lost, and what is
-    /// sent to it is dropped by the sender.
+    /// Switches a device on or off (`ip link set up`). Sockets on one that is off are told `ENETDOWN`
+    /// and keep what is in their rings; packets that arrive at it are lost, and what is sent to it is
+    /// dropped by the sender (`EBUSY`). Switched on again, it goes on.
     ///
     /// `ENODEV` for an unknown device.
     pub fn set_up(&self, device: &str, up: bool) -> Result<(), Errno> {
@@ -214,6 +230,41 @@ impl Sim {
             state.net.named(device)?.up = up;
             Ok(())
         })
+    }
+
+    /// Takes the carrier away from a device, as when its cable is pulled, or gives it back. Without
+    /// it, neither end of the wire has a link (`IFF_RUNNING`): what either sends is dropped (`EBUSY`),
+    /// and what arrives at this device is lost.
+    ///
+    /// `ENODEV` for an unknown device.
+    pub fn set_carrier(&self, device: &str, carrier: bool) -> Result<(), Errno> {
+        self.with(|state| {
+            state.net.named(device)?.carrier = carrier;
+            Ok(())
+        })
+    }
+
+    /// Changes how many queues a device has (`ethtool -L`), its peer's aside.
+    ///
+    /// `ENODEV` for an unknown device, `EINVAL` for a number that [`Builder::queues`] refuses, and
+    /// when a socket is bound to a queue that would go. As with `bind`, a queue that only waits to
+    /// become free does so then: trying again is enough.
+    pub fn set_queues(&self, device: &str, queues: u32) -> Result<(), Errno> {
+        self.with(|state| {
+            let changed = state.net.named(device)?.set_queues(queues);
+            if changed.is_err() {
+                state.release_pools();
+            }
+            changed
+        })
+    }
+
+    /// Changes the MTU of a device (`ip link set mtu`), its peer's aside. What arrives may be as
+    /// long as the MTU of the device where it arrives.
+    ///
+    /// `ENODEV` for an unknown device, `EINVAL` for an MTU that [`Builder::mtu`] refuses.
+    pub fn set_mtu(&self, device: &str, mtu: u32) -> Result<(), Errno> {
+        self.with(|state| state.net.named(device)?.set_mtu(mtu))
     }
 
     /// Removes a device for ever, as when a NIC is unplugged: sockets that are bound to it lose it
@@ -228,10 +279,11 @@ impl Sim {
         })
     }
 
-    /// Works on the state, and drops what became garbage when the lock is free again.
+    /// Works on the state, tells who waits for changes, and drops what became garbage when the lock is free again.
     fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let result = f(&mut state);
+        state.tell();
         let dead = core::mem::take(&mut state.dead);
         drop(state);
         drop(dead);
@@ -242,39 +294,74 @@ impl Sim {
 /// Makes a [`Sim`] whose devices differ from the usual.
 #[derive(Clone, Debug)]
 pub struct Builder {
-    names: [String; 2],
+    pairs: Vec<[String; 2]>,
     mtu: u32,
+    queues: u32,
+    reset_steps: u32,
 }
 
 impl Builder {
-    /// The names of the two devices.
+    /// The names of the first two devices, which are `sim0` and `sim1` otherwise.
     #[must_use]
-    pub fn names(self, first: &str, second: &str) -> Self {
-        Self { names: [first.to_owned(), second.to_owned()], ..self }
+    pub fn names(mut self, first: &str, second: &str) -> Self {
+        self.pairs[0] = [first.to_owned(), second.to_owned()];
+        self
     }
 
-    /// The largest packet without its Ethernet header, in bytes; the same for both devices.
+    /// Two devices more, wired to each other.
+    #[must_use]
+    pub fn pair(mut self, first: &str, second: &str) -> Self {
+        self.pairs.push([first.to_owned(), second.to_owned()]);
+        self
+    }
+
+    /// The largest packet without its Ethernet header, in bytes (default 1500), of every device:
+    /// [`Sim::set_mtu`] changes it for one.
     #[must_use]
     pub fn mtu(self, mtu: u32) -> Self {
         Self { mtu, ..self }
     }
 
+    /// Queues of every device, which all receive and send (default 1): [`Sim::set_queues`] changes
+    /// it for one.
+    #[must_use]
+    pub fn queues(self, queues: u32) -> Self {
+        Self { queues, ..self }
+    }
+
+    /// Devices that start anew when a socket is bound to one of their queues or a program is attached,
+    /// as NICs do in zero copy: the link is away for so many steps then (default 0), as without
+    /// [carrier](Sim::set_carrier).
+    #[must_use]
+    pub fn reset_on_bind(self, steps: u32) -> Self {
+        Self { reset_steps: steps, ..self }
+    }
+
     /// The kernel.
     ///
     /// `EINVAL` for names that no interface can have (empty, longer than 15 bytes, with a slash,
-    /// a colon or white space, or the same twice), and for an MTU below 68 or above 3502, where
-    /// multi-buffer would begin.
+    /// a colon or white space, or the same twice), for an MTU below 68 or above 3502, where
+    /// multi-buffer would begin, and for no queues or more than 128, of which the rest would never
+    /// get a packet.
     pub fn build(self) -> Result<Sim, Errno> {
         let valid = |name: &String| {
             !matches!(name.as_str(), "" | "." | "..")
                 && name.len() < 16
                 && !name.contains(|c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace())
         };
-        let distinct = self.names[0] != self.names[1];
-        if !distinct || !self.names.iter().all(valid) || !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
-            return Err(Errno::INVAL);
+        let mut state = State::default();
+        let net = &mut state.net;
+        let mut index = 0;
+        for [first, second] in self.pairs {
+            for (name, from, to) in [(first, index + 1, index + 2), (second, index + 2, index + 1)] {
+                if !valid(&name) || net.index_of(&name).is_ok() {
+                    return Err(Errno::INVAL);
+                }
+                net.devices.insert(from, Device::new(name, self.mtu, self.queues, self.reset_steps, to)?);
+            }
+            index += 2;
         }
-        Ok(Sim::with_devices(self.names, self.mtu))
+        Ok(Sim { state: Arc::new(Mutex::new(state)) })
     }
 }
 

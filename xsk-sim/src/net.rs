@@ -11,11 +11,21 @@ use xsk::kernel::{
 
 use crate::bpf::Program;
 use crate::pool::PoolId;
+use crate::rss;
 
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET_HEADER: usize = 14;
 /// Bytes of a VLAN tag, which a device lets pass beyond its MTU.
 const VLAN_TAG: usize = 4;
+
+/// The most queues of a device: as many as can get a share of what arrives.
+pub(crate) const MAX_QUEUES: u32 = rss::TABLE;
+
+/// The smallest MTU of an Ethernet device that speaks IPv4.
+const MIN_MTU: u32 = 68;
+/// The largest MTU of which every packet fits a page with what the kernel puts around it, as on
+/// veth: larger ones need multi-buffer.
+const MAX_MTU: u32 = 3502;
 
 /// Packets that were recorded, shared with who records.
 pub(crate) type Tap = Mutex<Vec<Vec<u8>>>;
@@ -26,8 +36,15 @@ pub(crate) struct Device {
     name: String,
     mtu: u32,
     pub(crate) up: bool,
+    /// The link is there, as far as nobody pulled the cable.
+    pub(crate) carrier: bool,
+    /// Steps that the link is away when something is bound or attached.
+    reset_steps: u32,
+    /// Steps until the link is back.
+    resetting: u32,
     /// The index of the device at the other end.
     peer: u32,
+    /// Never empty.
     pub(crate) queues: Vec<Queue>,
     attached: Option<Attachment>,
     /// Packets that went on to the Linux stack.
@@ -60,23 +77,78 @@ pub(crate) struct LinkId(pub(crate) u64);
 #[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) device: u32,
-    pub(crate) queue: u16,
+    /// The queue that was chosen for it, modulo the device's; `None` leaves it to the device.
+    pub(crate) queue: Option<u16>,
     pub(crate) packet: Vec<u8>,
 }
 
 impl Device {
-    /// A device that is up, of one queue, with the device `peer` at the other end.
-    pub(crate) fn new(name: String, mtu: u32, peer: u32) -> Self {
-        Self {
+    /// A device that is up, with the device `peer` at the other end. `EINVAL` for an MTU or a
+    /// number of queues that it can't have.
+    pub(crate) fn new(
+        name: String,
+        mtu: u32,
+        queues: u32,
+        reset_steps: u32,
+        peer: u32,
+    ) -> Result<Self, Errno> {
+        let mut device = Self {
             name,
-            mtu,
+            mtu: 0,
             up: true,
+            carrier: true,
+            reset_steps,
+            resetting: 0,
             peer,
-            queues: vec![Queue::default()],
+            queues: Vec::new(),
             attached: None,
             stack: Vec::new(),
             taps: Vec::new(),
+        };
+        device.set_mtu(mtu)?;
+        device.set_queues(queues)?;
+        Ok(device)
+    }
+
+    /// `ip link set mtu`.
+    pub(crate) fn set_mtu(&mut self, mtu: u32) -> Result<(), Errno> {
+        if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+            return Err(Errno::INVAL);
         }
+        self.mtu = mtu;
+        Ok(())
+    }
+
+    /// `ethtool -L`: `EINVAL` when something is bound to a queue that would go.
+    pub(crate) fn set_queues(&mut self, queues: u32) -> Result<(), Errno> {
+        let kept = queues as usize;
+        let used = self.queues.iter().rposition(|queue| queue.pool.is_some());
+        if !(1..=MAX_QUEUES).contains(&queues) || used.is_some_and(|used| used >= kept) {
+            return Err(Errno::INVAL);
+        }
+        self.queues.resize_with(kept, Queue::default);
+        Ok(())
+    }
+
+    /// The queue on which a packet arrives.
+    pub(crate) fn queue_of(&self, chosen: Option<u16>, packet: &[u8]) -> u16 {
+        let queues = self.queues.len() as u16;
+        chosen.map_or_else(|| rss::queue(packet, queues), |queue| queue % queues)
+    }
+
+    /// Whether packets can come in, and go out if the other end can take them.
+    pub(crate) fn works(&self) -> bool {
+        self.up && self.carrier && self.resetting == 0
+    }
+
+    /// Something was bound or attached: devices that start anew for it lose their link.
+    pub(crate) fn reset(&mut self) {
+        self.resetting = self.reset_steps;
+    }
+
+    /// Whether the link is away for a number of steps.
+    pub(crate) fn is_resetting(&self) -> bool {
+        self.resetting > 0
     }
 
     /// The program that an arriving packet meets.
@@ -97,6 +169,7 @@ impl Device {
             Some(_) => Err(Errno::EXIST),
             None => {
                 self.attached = Some(Attachment { link, generic, program });
+                self.reset();
                 Ok(())
             }
         }
@@ -143,9 +216,24 @@ impl Network {
         self.devices.values_mut().find(|device| device.name == name).ok_or(Errno::NODEV)
     }
 
-    /// Whether the wire at a device leads to another that is up.
-    fn has_carrier(&self, device: &Device) -> bool {
-        self.devices.get(&device.peer).is_some_and(|peer| peer.up)
+    /// Whether there is a link between a device and the one at the other end.
+    fn is_running(&self, device: &Device) -> bool {
+        device.works() && self.devices.get(&device.peer).is_some_and(Device::works)
+    }
+
+    /// Whether a link is away for a number of steps.
+    pub(crate) fn is_resetting(&self) -> bool {
+        self.devices.values().any(Device::is_resetting)
+    }
+
+    /// A step of those that links are away for. Whether there was one.
+    pub(crate) fn step_resets(&mut self) -> bool {
+        let mut happened = false;
+        for device in self.devices.values_mut().filter(|device| device.is_resetting()) {
+            device.resetting -= 1;
+            happened = true;
+        }
+        happened
     }
 
     /// Puts a packet on the wire of device `from`; `false` when the device drops it.
@@ -155,14 +243,13 @@ impl Network {
         let Some(device) = self.devices.get(&from) else { return false };
         let index = device.peer;
         let Some(peer) = self.devices.get(&index) else { return false };
-        if !device.up || !peer.up || !peer.takes(packet.len()) {
+        if !self.is_running(device) || !peer.takes(packet.len()) {
             return false;
         }
-        let queue = queue % peer.queues.len() as u16;
         if let Some(device) = self.devices.get_mut(&from) {
             device.record(&packet);
         }
-        self.wire.push_back(Arrival { device: index, queue, packet });
+        self.wire.push_back(Arrival { device: index, queue: Some(queue), packet });
         true
     }
 
@@ -173,10 +260,11 @@ impl Network {
         let mut flags = 0;
         if device.up {
             flags |= IFF_UP;
-            if self.has_carrier(device) {
-                flags |= IFF_RUNNING;
-            }
         }
+        if self.is_running(device) {
+            flags |= IFF_RUNNING;
+        }
+        let [high, low] = (index as u16).to_be_bytes();
         let attached = device.attached.iter();
         Ok(InterfaceInfo {
             index,
@@ -184,7 +272,7 @@ impl Network {
             flags,
             mtu: device.mtu,
             // Locally administered.
-            mac: Some([2, 0, 0, 0, 0, index as u8]),
+            mac: Some([2, 0, 0, 0, high, low]),
             driver: Some("xsk-sim".to_owned()),
             channels: Some(Channels { rx: 0, tx: 0, combined: queues }),
             rx_queues: queues,

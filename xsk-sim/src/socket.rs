@@ -204,7 +204,7 @@ impl Socket {
     }
 
     /// What sending, receiving and polling check first: where the socket is bound.
-    fn bound_to_running(&self, net: &Network) -> Result<(u32, u16), Errno> {
+    pub(crate) fn bound_to_running(&self, net: &Network) -> Result<(u32, u16), Errno> {
         let Phase::Bound { device, queue } = self.phase else { return Err(Errno::NXIO) };
         match net.devices.get(&device) {
             Some(found) if found.up => Ok((device, queue)),
@@ -330,8 +330,8 @@ impl State {
         Ok(())
     }
 
-    /// `bind` with the UMEM of another socket: the checks of Linux, and then no, because shared
-    /// UMEMs are not simulated.
+    /// `bind` with the UMEM of another socket: on the same queue with that socket's FILL and
+    /// COMPLETION as well, elsewhere with its own.
     fn bind_shared(&mut self, id: SocketId, address: &SockaddrXdp, flags: BindFlags) -> Result<(), Errno> {
         let socket = &self.sockets[&id];
         let own = flags - BindFlags::SHARED_UMEM;
@@ -346,17 +346,25 @@ impl State {
         };
         let Phase::Bound { device, queue } = owner.phase else { return Err(Errno::BADF) };
         let (fill, completion) = (socket.fill.is_some(), socket.completion.is_some());
+        let (umem, pool) = (owner.umem.clone(), owner.pool);
         // Here all 32 bits count.
         if (device, u32::from(queue)) == (address.ifindex, address.queue_id) {
             if fill || completion {
                 return Err(Errno::INVAL);
             }
-        } else if !fill || !completion {
-            return Err(Errno::INVAL);
+            let socket = self.socket(id);
+            (socket.umem, socket.pool) = (umem, pool);
+            socket.phase = Phase::Bound { device, queue };
         } else {
-            self.free_queue(address.ifindex, address.queue_id as u16)?;
+            if !fill || !completion {
+                return Err(Errno::INVAL);
+            }
+            let queue = address.queue_id as u16;
+            self.free_queue(address.ifindex, queue)?;
+            self.socket(id).umem = umem;
+            self.assign(id, address.ifindex, queue);
         }
-        Err(Errno::OPNOTSUPP)
+        Ok(())
     }
 
     /// Whether a pool can be put on a queue.
@@ -385,6 +393,7 @@ impl State {
             self.pools.insert(pool, made);
             if let Some(device) = self.net.devices.get_mut(&device) {
                 device.queues[usize::from(queue)].pool = Some(pool);
+                device.reset();
             }
         }
     }

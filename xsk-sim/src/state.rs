@@ -1,13 +1,14 @@
 //! Everything that the simulated kernel knows, under one lock, and the steps that it takes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Weak};
 
-use xsk::kernel::Errno;
+use xsk::kernel::{Errno, InterfaceInfo};
 use xsk::xdp::asm::{XDP_PASS, XDP_REDIRECT, XDP_TX};
 
 use crate::bpf::{Context, Program, XskMap};
+use crate::files;
 use crate::net::{Arrival, LinkId, Network};
 use crate::pool::{Pool, PoolId};
 use crate::socket::{Socket, SocketId};
@@ -29,6 +30,10 @@ pub(crate) struct State {
     pub(crate) pools: BTreeMap<PoolId, Pool>,
     /// Open descriptors.
     pub(crate) files: HashMap<RawFd, Object>,
+    /// Watches over devices, by their descriptors.
+    pub(crate) watches: HashMap<RawFd, Watched>,
+    /// Descriptors of threads that sleep until something can happen. They are told once.
+    pub(crate) sleepers: Vec<Arc<OwnedFd>>,
     /// Every map that lives: a socket that closes leaves them.
     pub(crate) maps: Vec<Weak<XskMap>>,
     /// Every program that lives, by number.
@@ -40,6 +45,15 @@ pub(crate) struct State {
     /// Sockets and pools that are gone. They hold memory of the program's, whose owners are not
     /// to be dropped under the lock: they may call back.
     pub(crate) dead: Dead,
+}
+
+/// A device that is watched.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    index: u32,
+    event: Arc<OwnedFd>,
+    /// What there was to tell of the device when it was last looked at; `None` once it is gone.
+    seen: Option<InterfaceInfo>,
 }
 
 /// What was removed and waits to be dropped outside the lock.
@@ -85,15 +99,39 @@ impl State {
         self.programs.retain(|_, program| program.strong_count() > 0);
     }
 
+    /// Begins a watch over a device, which tells by the descriptor `event`.
+    pub(crate) fn watch(&mut self, index: u32, event: Arc<OwnedFd>) -> Result<(), Errno> {
+        let seen = Some(self.net.describe(index)?);
+        self.watches.insert(event.as_raw_fd(), Watched { index, event, seen });
+        Ok(())
+    }
+
+    /// Tells those who watch devices of what changed, and those who sleep that something can happen.
+    pub(crate) fn tell(&mut self) {
+        for watched in self.watches.values_mut() {
+            let now = self.net.describe(watched.index).ok();
+            if watched.seen != now {
+                watched.seen = now;
+                files::signal(&watched.event);
+            }
+        }
+        if self.can_step() {
+            self.sleepers.drain(..).for_each(files::signal);
+        }
+    }
+
     /// Neither a descriptor nor a mapping of a socket is left.
     pub(crate) fn release_socket(&mut self, id: SocketId) {
         for map in self.maps.iter().filter_map(Weak::upgrade) {
             map.forget(id);
         }
-        if let Some(socket) = self.sockets.remove(&id) {
-            self.releases.extend(socket.pool);
-            self.dead.sockets.push(socket);
+        let Some(socket) = self.sockets.remove(&id) else { return };
+        if let Some(pool) = socket.pool
+            && !self.sockets.values().any(|other| other.pool == Some(pool))
+        {
+            self.releases.push_back(pool);
         }
+        self.dead.sockets.push(socket);
     }
 
     /// Frees the queue of a pool that no socket uses.
@@ -121,22 +159,32 @@ impl State {
         }
     }
 
+    /// Whether a step would have anything happen.
+    fn can_step(&self) -> bool {
+        !self.releases.is_empty() || !self.net.wire.is_empty() || self.net.is_resetting()
+    }
+
     /// One thing happens; `false` when there is nothing to happen.
     pub(crate) fn step(&mut self) -> bool {
-        if let Some(pool) = self.releases.pop_front() {
+        let happened = if let Some(pool) = self.releases.pop_front() {
             self.release_pool(pool);
+            true
         } else if let Some(arrival) = self.net.wire.pop_front() {
             self.arrive(arrival);
+            true
         } else {
-            return false;
-        }
-        true
+            false
+        };
+        // A link that is away for a number of steps is so during all of them.
+        let resetting = self.net.step_resets();
+        happened || resetting
     }
 
     /// A packet comes in from the wire.
     fn arrive(&mut self, arrival: Arrival) {
         let Arrival { device: ifindex, queue, mut packet } = arrival;
-        let Some(device) = self.net.devices.get_mut(&ifindex).filter(|device| device.up) else { return };
+        let Some(device) = self.net.devices.get_mut(&ifindex).filter(|device| device.works()) else { return };
+        let queue = device.queue_of(queue, &packet);
         let Some(program) = device.program() else {
             device.stack.push(packet);
             return;

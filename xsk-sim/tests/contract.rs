@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use common::*;
 use xsk::abi::*;
-use xsk::kernel::{AttachedId, Errno, IFF_RUNNING, IFF_UP, Kernel, MapSpec, POLLIN, POLLOUT, RawSocket};
+use xsk::kernel::{
+    AttachedId, Channels, Errno, IFF_RUNNING, IFF_UP, Kernel, MapSpec, POLLERR, POLLIN, POLLOUT, RawSocket,
+};
 use xsk::xdp::asm::{self, Reg};
 use xsk_sim::Sim;
 
@@ -283,8 +285,8 @@ fn bind_to_device_holds_at_bind() {
 }
 
 #[test]
-fn shared_binds_are_checked_and_then_refused() {
-    let sim = Sim::new();
+fn shared_binds_are_checked_as_on_linux() {
+    let sim = Sim::builder().queues(2).build().unwrap();
     let kernel = sim.kernel();
     let owner = Port::open(&*kernel, "sim0", Config::default());
     let unbound = ready(&*kernel);
@@ -313,9 +315,61 @@ fn shared_binds_are_checked_and_then_refused() {
     assert_eq!(full.bind(&shared(1, 0, NONE, good)), Err(Errno::INVAL), "rings of its own");
     assert_eq!(sharer.bind(&shared(2, 0, NONE, good)), Err(Errno::INVAL), "no rings for a new queue");
     assert_eq!(full.bind(&shared(1, 65536, NONE, good)), Err(Errno::BUSY), "another queue, but it is 0");
-    assert_eq!(full.bind(&shared(2, 1, NONE, good)), Err(Errno::INVAL), "no such queue");
-    assert_eq!(sharer.bind(&shared(1, 0, NONE, good)), Err(Errno::OPNOTSUPP), "not simulated");
-    assert_eq!(full.bind(&shared(2, 0, NONE, good)), Err(Errno::OPNOTSUPP), "not simulated");
+    assert_eq!(full.bind(&shared(2, 2, NONE, good)), Err(Errno::INVAL), "no such queue");
+    for rings in [&[XDP_RX_RING, XDP_UMEM_FILL_RING][..], &[XDP_TX_RING, XDP_UMEM_COMPLETION_RING]] {
+        let half = with_rings(rings);
+        assert_eq!(half.bind(&shared(1, 0, NONE, good)), Err(Errno::INVAL), "a ring of its own");
+        assert_eq!(half.bind(&shared(1, 1, NONE, good)), Err(Errno::INVAL), "one ring is missing");
+    }
+    let bare = with_rings(&[XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING]);
+    assert_eq!(bare.bind(&shared(1, 1, NONE, u32::MAX)), Err(Errno::INVAL), "no RX and no TX");
+    assert_eq!(bare.bind(&shared(9, 1, NONE, u32::MAX)), Err(Errno::NODEV), "before the rings");
+
+    assert_eq!(sharer.bind(&shared(1, 0, NONE, good)), Ok(()), "the same queue");
+    assert_eq!(sharer.bind(&shared(1, 0, NONE, u32::MAX)), Err(Errno::BUSY), "bound already");
+    assert_eq!(full.bind(&shared(1, 65537, NONE, good)), Ok(()), "another queue: 1");
+    assert_eq!(sharer.register_umem(&registration(&owner.memory), 32, &owner.memory), Err(Errno::BUSY));
+    let own = ready(&*kernel);
+    assert_eq!(own.bind(&address(1, 1, NONE)), Err(Errno::BUSY), "the queue of a sharer is taken");
+
+    // The owner may close, and a sharer can lend what it borrowed.
+    let lender = fd(&*full);
+    drop(owner);
+    let other = with_rings(&[XDP_TX_RING, XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING]);
+    assert_eq!(other.bind(&shared(2, 0, NONE, lender)), Ok(()), "another device");
+    let third = with_rings(&[XDP_TX_RING]);
+    assert_eq!(third.bind(&shared(2, 0, NONE, fd(&*other))), Ok(()), "the same queue of a sharer");
+
+    // A socket that lost its device lends nothing.
+    sim.remove("sim1").unwrap();
+    assert_eq!(full.bind(&shared(1, 0, NONE, fd(&*other))), Err(Errno::BUSY));
+    let late = with_rings(&[XDP_RX_RING]);
+    assert_eq!(late.bind(&shared(1, 0, NONE, fd(&*other))), Err(Errno::BADF));
+}
+
+#[test]
+fn a_queue_is_free_when_the_last_of_its_sockets_is_closed() {
+    let sim = Sim::new();
+    let kernel = sim.kernel();
+    let owner = Port::open(&*kernel, "sim0", Config::default());
+    let held = std::sync::Arc::downgrade(owner.memory.owner());
+    let sharer = socket(&*kernel);
+    set(&*sharer, XDP_RX_RING, 16).unwrap();
+    let shared = SockaddrXdp {
+        shared_umem_fd: owner.socket.as_fd().as_raw_fd() as u32,
+        ..address(1, 0, BindFlags::SHARED_UMEM)
+    };
+    sharer.bind(&shared).unwrap();
+    drop(owner);
+    assert!(!sim.step(), "one is left");
+    let next = ready(&*kernel);
+    assert_eq!(next.bind(&address(1, 0, NONE)), Err(Errno::BUSY));
+    assert!(held.upgrade().is_some());
+    drop(sharer);
+    assert!(sim.step());
+    assert!(!sim.step(), "it is released once");
+    assert!(held.upgrade().is_none());
+    assert_eq!(next.bind(&address(1, 0, NONE)), Ok(()));
 }
 
 #[test]
@@ -344,6 +398,7 @@ fn calls_check_bound_then_up_then_ring() {
     let unbound = ready(&*kernel);
     assert_eq!(calls(&*unbound), [Err(Errno::NXIO); 2]);
     assert_eq!(unbound.poll(POLLIN | POLLOUT, Some(Duration::from_secs(9))), Ok(0));
+    assert_eq!(unbound.poll(POLLIN | POLLOUT, None), Ok(POLLERR), "an endless wait ends");
 
     let build = |ring, ifindex| {
         let socket = socket(&*kernel);
@@ -361,6 +416,7 @@ fn calls_check_bound_then_up_then_ring() {
     sim.set_up("sim0", false).unwrap();
     assert_eq!(calls(&*rx), [Err(Errno::NETDOWN); 2], "down comes before the ring");
     assert_eq!(calls(&*tx), [Ok(()), Err(Errno::NOBUFS)], "the other device is up");
+    assert_eq!([rx.poll(POLLIN, Some(Duration::ZERO)), rx.poll(POLLIN, None)], [Ok(0), Ok(POLLERR)]);
 }
 
 #[test]
@@ -582,10 +638,26 @@ fn devices_tell_what_they_are() {
     assert_eq!(left.flags, IFF_UP | IFF_RUNNING);
     assert!(!left.features.unwrap().xdp.contains(XdpFeatures::XSK_ZEROCOPY));
     assert_ne!(left.mac, kernel.interface(2).unwrap().mac);
+
+    let sim4 = Sim::builder().pair("sim2", "sim3").queues(4).build().unwrap();
+    let kernel4 = sim4.kernel();
+    assert_eq!(kernel4.interfaces(), Ok(vec![1, 2, 3, 4]));
+    for (index, name) in (1..).zip(["sim0", "sim1", "sim2", "sim3"]) {
+        let info = kernel4.interface(index).unwrap();
+        assert_eq!((info.name.as_str(), info.rx_queues, info.tx_queues), (name, 4, 4));
+        assert_eq!(info.channels, Some(Channels { rx: 0, tx: 0, combined: 4 }));
+    }
+    sim4.set_up("sim3", false).unwrap();
+    let running = |index| kernel4.interface(index).unwrap().flags & IFF_RUNNING != 0;
+    assert_eq!([1, 2, 3, 4].map(running), [true, true, false, false], "each pair has its wire");
     sim.set_up("right", false).unwrap();
     assert_eq!(kernel.interface(1).unwrap().flags, IFF_UP);
     assert_eq!(kernel.interface(2).unwrap().flags, 0);
     for wrong in [
+        Sim::builder().queues(0),
+        Sim::builder().queues(129),
+        Sim::builder().pair("sim2", "sim2"),
+        Sim::builder().pair("sim1", "sim2"),
         Sim::builder().mtu(67),
         Sim::builder().mtu(3503),
         Sim::builder().names("", "b"),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use xsk::abi::{SockaddrXdp, UmemReg};
 use xsk::kernel::linux::Linux;
 use xsk::kernel::{
-    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, ProgramInfo,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, PollEntry, ProgramInfo,
     ProgramSpec, Programs, RawSocket, Sockets,
 };
 use xsk::socket::RxTx;
@@ -74,6 +74,9 @@ unsafe impl Sockets for Counting {
     }
     fn limits(&self) -> Limits {
         Linux.limits()
+    }
+    fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
+        Linux.poll(entries, timeout)
     }
     fn holders(&self) -> Vec<Holder> {
         Linux.holders()

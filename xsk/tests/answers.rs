@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use xsk::abi::{RingKind, SOL_XDP, SockaddrXdp, UmemReg, XDP_MAX_TX_SKB_BUDGET};
 use xsk::kernel::{
-    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, ProgramInfo,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, PollEntry, ProgramInfo,
     ProgramSpec, Programs, RawSocket, Sockets, XDP_FLAGS_DRV_MODE,
 };
 use xsk::umem::PageSize;
@@ -129,6 +129,10 @@ unsafe impl Sockets for Faulty {
         let mut limits = self.inner.limits();
         (self.faults.limits)(&mut limits);
         limits
+    }
+
+    fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
+        self.inner.poll(entries, timeout)
     }
 
     fn holders(&self) -> Vec<Holder> {

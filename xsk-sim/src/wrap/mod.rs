@@ -427,7 +427,28 @@ unsafe impl Sockets for Wrapped {
     }
 
     fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
-        self.kernel.poll(entries, timeout)
+        let sockets: Vec<_> = entries.iter().map(|entry| self.sockets.of(entry.fd.as_raw_fd())).collect();
+        let open = || sockets.iter().flatten();
+        self.differences.call(Call::Poll, Some(0), || {
+            let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            let mut left = timeout;
+            loop {
+                open().for_each(|socket| socket.carry_in());
+                let found = self.kernel.poll(entries, left);
+                open().for_each(|socket| socket.carry_out());
+                let found = found?;
+                for (entry, socket) in entries.iter_mut().zip(&sockets) {
+                    if let Some(socket) = socket {
+                        entry.revents = socket.without_lost(entry.revents);
+                    }
+                }
+                let ready = entries.iter().filter(|entry| entry.revents != 0).count();
+                if found == 0 || ready > 0 {
+                    return Ok(ready);
+                }
+                left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            }
+        })
     }
 
     fn holders(&self) -> Vec<Holder> {
@@ -516,6 +537,13 @@ impl Shared {
         let state = &mut *self.state();
         let entries = *state.entries.get(&ring).ok_or(Errno::OPNOTSUPP)?;
         state.relays.map(&*self.raw, ring, entries, length)
+    }
+
+    /// What `poll` found, without the packets that the kernel put into RX and that were lost on
+    /// their way: whoever waits for packets goes on waiting.
+    fn without_lost(&self, revents: i16) -> i16 {
+        let lost = revents & POLLIN != 0 && self.state().relays.rx.as_ref().is_some_and(|rx| rx.is_empty());
+        if lost { revents & !(POLLIN | POLLRDNORM) } else { revents }
     }
 
     /// Whether the program has left no room in COMPLETION.
@@ -683,16 +711,12 @@ unsafe impl RawSocket for Socket {
                 shared.carry_in();
                 let found = shared.raw.poll(events, left);
                 shared.carry_out();
-                let mut found = found?;
-                // The kernel put something into RX, and all of it was lost on its way: go on waiting.
-                if found & POLLIN != 0 && shared.state().relays.rx.as_ref().is_some_and(|rx| rx.is_empty()) {
-                    found &= !(POLLIN | POLLRDNORM);
-                    if found == 0 {
-                        left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-                        continue;
-                    }
+                let found = found?;
+                let ready = shared.without_lost(found);
+                if found == 0 || ready != 0 {
+                    return Ok(ready);
                 }
-                return Ok(found);
+                left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
             }
         })
     }

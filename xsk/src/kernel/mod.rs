@@ -124,9 +124,7 @@ pub unsafe trait Sockets: Send + Sync {
     /// `None` waits for ever. Returns how many entries are ready.
     ///
     /// A kernel that can tell that nothing will ever end the wait answers `EDEADLK`.
-    fn poll(&self, _entries: &mut [PollEntry<'_>], _timeout: Option<Duration>) -> Result<usize, Errno> {
-        Err(Errno::OPNOTSUPP)
-    }
+    fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno>;
 
     /// Processes that have AF_XDP sockets in this network namespace, as far as they can be seen.
     fn holders(&self) -> Vec<Holder> {
