@@ -1,12 +1,39 @@
 //! The simulated kernel: AF_XDP in process, without root and without a NIC.
 //!
 //! A [`Sim`] is a small machine of its own. It has two network devices, `sim0` and `sim1`, wired
-//! to each other like a veth pair, and everything that an AF_XDP program asks of a kernel:
-//! sockets, UMEMs, the four rings, `bind`, counters, XSKMAPs, and XDP programs, executed from their
-//! eBPF instructions. [`Sim::kernel`] is what `xsk` is given in place of Linux.
+//! to each other like a veth pair, or any number of such pairs ([`Builder::pair`]), of as many
+//! queues as are wanted; and everything that an AF_XDP program asks of a kernel: sockets, UMEMs,
+//! the four rings, `bind`, counters, XSKMAPs, and XDP programs, executed from their eBPF
+//! instructions. [`Sim::kernel`] is what `xsk` is given in place of Linux.
 //!
-//! Answers are those of Linux 6.18: the same errors, found in the same order, and the same
-//! counters.
+//! Answers are those of Linux 6.18 for veth in copy mode: the same errors, found in the same order,
+//! and the same counters.
+//!
+//! # Queues
+//!
+//! Every queue of a device both receives and sends. Where a packet arrives depends on where it comes
+//! from:
+//!
+//! - What a socket sends from queue *q* arrives at the other end of the wire on queue *q*, modulo the
+//!   queues there, as on veth: the sender's queue decides. So does what a program sends back
+//!   (`XDP_TX`) after it came in on queue *q*.
+//! - What a test injects ([`Sim::inject`]) arrives where a NIC would put it by receive-side scaling:
+//!   the Toeplitz hash, with Microsoft's key, of the IPv4 or IPv6 addresses, and of the ports where
+//!   TCP or UDP follows at once and the packet is no fragment; one or more VLAN tags may come
+//!   before. The lower 7 bits of the hash choose one of 128 entries of a table whose entries name
+//!   the queues in turn. A packet that has no hash arrives on queue 0. [`Sim::receive_queue`] tells
+//!   the queue, and [`Sim::inject_on`] takes another.
+//!
+//! One UMEM can serve several queues and devices (`XDP_SHARED_UMEM`), and several sockets one queue.
+//!
+//! # Links
+//!
+//! A device can be switched off ([`Sim::set_up`]), lose its carrier ([`Sim::set_carrier`]), get other
+//! queues ([`Sim::set_queues`]) or another MTU ([`Sim::set_mtu`]), or be removed ([`Sim::remove`]);
+//! each end of a wire by itself. The link of a wire is there while both ends are on and have carrier.
+//! Devices can be made to lose it whenever a socket is bound or a program attached, as many NICs do
+//! in zero copy: [`Builder::reset_on_bind`]. Every change of what there is to tell of a device makes
+//! the watches over it readable.
 //!
 //! # Time
 //!
@@ -17,19 +44,26 @@
 //! - A packet on the wire stays there until a step ([`Sim::step`], [`Sim::run`]) has it arrive:
 //!   then the device's program runs, and the packet ends in RX, in the stack, back on the wire, or
 //!   nowhere.
-//! - A socket's `poll` takes steps for as long as they are needed to make the socket ready. When
-//!   nothing is left that could happen, a wait with a timeout is over at once, and one without
-//!   ends with `EDEADLK`.
+//! - `poll`, on one socket or on several descriptors, takes steps for as long as they are needed to
+//!   make one ready. When nothing is left that could happen, a wait with a timeout is over at once,
+//!   and one without ends with `EDEADLK`; one for a socket alone that is not bound, or whose device
+//!   is off, with `POLLERR`.
+//! - Where a descriptor is waited for that is not this kernel's (a pipe, a timer), something can
+//!   always happen: then the wait sleeps in the real `poll`, until that descriptor is ready, another
+//!   thread has something happen here, or the time is really over.
+//! - A link that a reset took away comes back after its number of steps, and those steps are taken
+//!   also when nothing else is left to happen.
 //! - A queue that was bound becomes free by a step after its socket and all mappings of its rings
 //!   are gone, as Linux frees it from a work queue. A `bind` that meets such a queue fails with
 //!   `EBUSY` and then frees it, so trying again is enough.
 //!
 //! # Descriptors
 //!
-//! Sockets, maps, programs and links have real descriptors (eventfds), so `poll` and `epoll` work
-//! on sockets: readable is one that has packets in RX. The kernel learns that a program has taken
+//! Sockets, watches, maps, programs and links have real descriptors (eventfds), so the real `poll`
+//! and `epoll` work on them: readable is a socket that has packets in RX, and a watch over a device
+//! that changed. The kernel learns that a program has taken
 //! them when it is called the next time (`send`, `receive`, `poll`, a step); until then the
-//! descriptor stays readable. Waiting for a descriptor takes no steps, and it is always writable.
+//! descriptor stays readable. Waiting for a descriptor so takes no steps, and it is always writable.
 //! A duplicate of a descriptor (`dup`) is not known to be the same object.
 //!
 //! # Limits
@@ -39,7 +73,7 @@
 //! | what | answer |
 //! |---|---|
 //! | unaligned chunks, TX metadata (`XDP_UMEM_REG`, valid in all else) | `EOPNOTSUPP` |
-//! | `bind` with a shared UMEM or multi-buffer, valid in all else | `EOPNOTSUPP` |
+//! | `bind` with multi-buffer (`XDP_USE_SG`), valid in all else | `EOPNOTSUPP` |
 //! | `bind` with `XDP_ZEROCOPY` | `EOPNOTSUPP`, as from a driver that lacks it |
 //! | a descriptor of TX with `XDP_PKT_CONTD` | an invalid descriptor |
 //! | a ring of more than 2^24 entries | `ENOMEM` |
@@ -48,6 +82,9 @@
 //! | helpers other than `bpf_map_lookup_elem` and `bpf_redirect_map`, atomics, calls between functions | `EINVAL` |
 //! | flags of a program, but for `BPF_F_XDP_HAS_FRAGS` | `EINVAL` |
 //! | pinning | `EOPNOTSUPP` |
+//!
+//! Unlike veth, a device takes a native program and other numbers of queues whatever the other end
+//! has, and lives on when the other end is removed.
 //!
 //! There are no limits of memory, and no rights to lack. An index in a ring that contradicts the
 //! ring's size shows the kernel nothing; Linux would read stale entries. There is no verifier:

@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ip_goes_to_the_first_queue() {
-        let mut arp = vec![0xff; 60];
+        let mut arp = [0xff; 60];
         arp[ETHERTYPE..ETHERTYPE + 2].copy_from_slice(&[0x08, 0x06]);
         for len in [0, 13, 14, 60] {
             assert_eq!(hash(&arp[..len]), None);

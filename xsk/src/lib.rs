@@ -41,8 +41,8 @@
 //! ```
 //!
 //! The same on a simulated kernel, with no privilege and no interface: take the device from the
-//! crate `xsk-sim` instead, and nothing else changes for a program of one queue; several queues, a
-//! shared UMEM and zero copy are not simulated. All other examples of this documentation run so.
+//! crate `xsk-sim` instead, and nothing else changes, be it one queue or several queues and devices
+//! that share a UMEM; zero copy is not simulated. All other examples of this documentation run so.
 //!
 //! # The map
 //!
