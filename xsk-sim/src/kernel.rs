@@ -9,7 +9,7 @@ use std::time::Duration;
 use xsk::abi::{SOL_XDP, SockaddrXdp, UmemReg};
 use xsk::kernel::{
     Devices, Errno, Handle, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, ProgramInfo, ProgramSpec,
-    Programs, RawSocket, Sockets,
+    Programs, RawSocket, Sockets, Watch,
 };
 
 use crate::bpf::{Program, XskMap};
@@ -307,5 +307,10 @@ impl Devices for Sim {
 
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {
         self.with(|state| Ok(state.net.devices.keys().copied().collect()))
+    }
+
+    /// Not simulated: `EOPNOTSUPP`.
+    fn watch(&self, _index: u32) -> Result<Box<dyn Watch>, Errno> {
+        Err(Errno::OPNOTSUPP)
     }
 }

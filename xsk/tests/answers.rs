@@ -9,7 +9,7 @@ use std::time::Duration;
 use xsk::abi::{RingKind, SOL_XDP, SockaddrXdp, UmemReg, XDP_MAX_TX_SKB_BUDGET};
 use xsk::kernel::{
     Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, ProgramInfo,
-    ProgramSpec, Programs, RawSocket, Sockets, XDP_FLAGS_DRV_MODE,
+    ProgramSpec, Programs, RawSocket, Sockets, Watch, XDP_FLAGS_DRV_MODE,
 };
 use xsk::umem::PageSize;
 use xsk::xdp::{AttachMode, DefaultProgram, Program, XskMap};
@@ -190,6 +190,10 @@ impl Devices for Faulty {
 
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {
         self.inner.interfaces()
+    }
+
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno> {
+        self.inner.watch(index)
     }
 }
 

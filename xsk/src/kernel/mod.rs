@@ -380,10 +380,8 @@ pub trait Devices: Send + Sync {
     /// All interfaces, by index.
     fn interfaces(&self) -> Result<Vec<u32>, Errno>;
 
-    /// Watches an interface from here on.
-    fn watch(&self, _index: u32) -> Result<Box<dyn Watch>, Errno> {
-        Err(Errno::OPNOTSUPP)
-    }
+    /// Watches an interface from here on; one that is not there is `ENODEV`.
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno>;
 }
 
 /// Tells that something about an interface changed: it was switched on or off, its link came or
