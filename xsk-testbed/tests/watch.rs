@@ -83,6 +83,9 @@ fn every_change_of_the_interface_is_told_once() {
 
     a.set_up(false).unwrap();
     told(&*watch, "down");
+    // Where nothing else changes with the queues, ethtool alone tells of them.
+    a.set_channels(Channels { rx: 3, tx: 3 }).unwrap();
+    told(&*watch, "fewer queues while it is down");
     a.set_up(true).unwrap();
     told(&*watch, "up");
     settle(&bed, &*watch);

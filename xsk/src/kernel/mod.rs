@@ -385,7 +385,10 @@ pub trait Devices: Send + Sync {
 }
 
 /// Tells that something about an interface changed: it was switched on or off, its link came or
-/// went, it was removed or renamed, a program was attached or detached, its queues changed.
+/// went, it was removed or renamed, its MTU or queues changed, a program was attached or detached.
+///
+/// Linux says nothing of a program that comes or goes with a BPF link: whoever must know of that
+/// looks at the [interface](Devices::interface) from time to time.
 ///
 /// The descriptor is readable ([`POLLIN`]) from a change until it is [taken](Self::take).
 pub trait Watch: AsFd + Send + Sync + Debug {
