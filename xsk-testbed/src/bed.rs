@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::marker::PhantomData;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -235,6 +236,11 @@ impl End {
         self.namespace.run(|| ethtool::channels(&self.name))?
     }
 
+    /// Changes how many queues are in use; at most as many as it was made with.
+    pub fn set_channels(&self, channels: Channels) -> Result<(), Error> {
+        self.namespace.run(|| ethtool::set_channels(&self.name, channels))?
+    }
+
     /// Switches generic receive offload.
     pub fn set_gro(&self, on: bool) -> Result<(), Error> {
         self.namespace.run(|| ethtool::set_gro(&self.name, on))?
@@ -248,6 +254,12 @@ impl End {
     /// Changes the MTU.
     pub fn set_mtu(&self, mtu: u32) -> Result<(), Error> {
         self.namespace.run(|| link::set_mtu(&self.name, mtu))?
+    }
+
+    /// Attaches an XDP program by netlink, as `ip link set xdp` does, or with `None` detaches it. Unlike
+    /// by a BPF link, it stays until it is detached.
+    pub fn set_program(&self, program: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+        self.namespace.run(|| link::set_program(&self.name, program))?
     }
 
     /// Switches the interface on or off. Packets flow when both ends are on.

@@ -10,6 +10,7 @@ const SIOCETHTOOL: libc::c_ulong = 0x8946;
 const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_SGRO: u32 = 0x2c;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_SCHANNELS: u32 = 0x3d;
 
 /// Queues of an interface, as `ethtool -l` shows them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,9 +83,21 @@ pub(crate) fn set_tx_checksum(name: &str, on: bool) -> Result<(), Error> {
     request(name, "switching TX checksum offload", &mut Value { cmd: ETHTOOL_STXCSUM, data: on.into() })
 }
 
-/// The queues in use.
-pub(crate) fn channels(name: &str) -> Result<Channels, Error> {
+fn raw_channels(name: &str) -> Result<RawChannels, Error> {
     let mut raw = RawChannels { cmd: ETHTOOL_GCHANNELS, ..Default::default() };
     request(name, "reading the queues", &mut raw)?;
+    Ok(raw)
+}
+
+/// The queues in use.
+pub(crate) fn channels(name: &str) -> Result<Channels, Error> {
+    let raw = raw_channels(name)?;
     Ok(Channels { rx: raw.rx_count + raw.combined_count, tx: raw.tx_count + raw.combined_count })
+}
+
+/// Changes how many queues are in use, of an interface whose queues receive or send, but not both.
+pub(crate) fn set_channels(name: &str, channels: Channels) -> Result<(), Error> {
+    let raw = raw_channels(name)?;
+    let mut raw = RawChannels { cmd: ETHTOOL_SCHANNELS, rx_count: channels.rx, tx_count: channels.tx, ..raw };
+    request(name, "changing the queues", &mut raw)
 }

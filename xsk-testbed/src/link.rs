@@ -6,10 +6,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::{End, Error, Namespace};
@@ -113,6 +113,16 @@ pub(crate) fn set_up(name: &str, up: bool) -> Result<(), Error> {
 pub(crate) fn set_mtu(name: &str, mtu: u32) -> Result<(), Error> {
     let link = LinkUnspec::new_with_name(name).mtu(mtu);
     netlink(&format!("setting the MTU of {name} to {mtu}"), async |handle| {
+        handle.link().set(link.build()).execute().await
+    })
+}
+
+/// Attaches an XDP program without a BPF link, or with `None` detaches it.
+pub(crate) fn set_program(name: &str, program: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+    let fd = program.map_or(-1, |program| program.as_raw_fd());
+    let link =
+        LinkUnspec::new_with_name(name).append_extra_attribute(LinkAttribute::Xdp(vec![LinkXdp::Fd(fd)]));
+    netlink(&format!("attaching a program to {name}"), async |handle| {
         handle.link().set(link.build()).execute().await
     })
 }

@@ -16,7 +16,7 @@ use xsk::abi::{SockaddrXdp, UmemReg};
 use xsk::kernel::linux::Linux;
 use xsk::kernel::{
     Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, PollEntry, ProgramInfo,
-    ProgramSpec, Programs, RawSocket, Sockets,
+    ProgramSpec, Programs, RawSocket, Sockets, Watch,
 };
 use xsk::socket::RxTx;
 use xsk::xdp::{AttachMode, DefaultProgram};
@@ -153,6 +153,9 @@ impl Devices for Counting {
     }
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {
         Linux.interfaces()
+    }
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno> {
+        Linux.watch(index)
     }
 }
 

@@ -195,6 +195,10 @@ impl Devices for Faulty {
     fn interfaces(&self) -> Result<Vec<u32>, Errno> {
         self.inner.interfaces()
     }
+
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno> {
+        self.inner.watch(index)
+    }
 }
 
 impl Kernel for Faulty {

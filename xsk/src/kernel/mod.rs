@@ -378,14 +378,15 @@ pub trait Devices: Send + Sync {
     /// All interfaces, by index.
     fn interfaces(&self) -> Result<Vec<u32>, Errno>;
 
-    /// Watches an interface from here on.
-    fn watch(&self, _index: u32) -> Result<Box<dyn Watch>, Errno> {
-        Err(Errno::OPNOTSUPP)
-    }
+    /// Watches an interface from here on; one that is not there is `ENODEV`.
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno>;
 }
 
 /// Tells that something about an interface changed: it was switched on or off, its link came or
-/// went, it was removed or renamed, a program was attached or detached, its queues changed.
+/// went, it was removed or renamed, its MTU or queues changed, a program was attached or detached.
+///
+/// Linux says nothing of a program that comes or goes with a BPF link: whoever must know of that
+/// looks at the [interface](Devices::interface) from time to time.
 ///
 /// The descriptor is readable ([`POLLIN`]) from a change until it is [taken](Self::take).
 pub trait Watch: AsFd + Send + Sync + Debug {

@@ -2,12 +2,11 @@
 
 use std::os::fd::AsFd;
 
-use rustix::net::netlink;
-
-use super::netlink::{Netlink, Request, attributes, u16_at, u32_at, u64_at};
+use super::netlink::{GENLMSGHDR_SIZE, Netlink, Request, attributes, genlmsghdr, u32_at, u64_at};
+use super::watch::LinkWatch;
 use super::{Linux, ethtool, text};
 use crate::abi::XdpFeatures;
-use crate::kernel::{AttachedId, Devices, DriverFeatures, Errno, InterfaceInfo};
+use crate::kernel::{AttachedId, Devices, DriverFeatures, Errno, InterfaceInfo, Watch};
 
 // rtnetlink: `include/uapi/linux/rtnetlink.h` and `if_link.h`.
 const RTM_NEWLINK: u16 = 16;
@@ -29,13 +28,6 @@ const XDP_ATTACHED_SKB: u8 = 2;
 const XDP_ATTACHED_HW: u8 = 3;
 /// Bytes of an interface's name, with a zero byte at the end.
 const IFNAMSIZ: usize = 16;
-
-// Generic netlink: `include/uapi/linux/genetlink.h`.
-const GENL_ID_CTRL: u16 = 16;
-const GENLMSGHDR_SIZE: usize = 4;
-const CTRL_CMD_GETFAMILY: u8 = 3;
-const CTRL_ATTR_FAMILY_ID: u16 = 1;
-const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 
 // Family `netdev` (6.3): `include/uapi/linux/netdev.h`.
 const NETDEV_CMD_DEV_GET: u8 = 1;
@@ -59,10 +51,8 @@ impl Devices for Linux {
 
     /// In the calling thread's network namespace.
     fn interface(&self, index: u32) -> Result<InterfaceInfo, Errno> {
-        // The kernel's indices are positive ints; 0 would be a question without a subject.
-        let index = i32::try_from(index).ok().filter(|&index| index > 0).ok_or(Errno::NODEV)?;
         let mut route = Netlink::open(None)?;
-        let mut link = get_link(&mut route, &Request::new(RTM_GETLINK, &ifinfomsg(index)))?;
+        let mut link = get_link_of(&mut route, index)?;
         link.features = features(link.index)?;
         // A driver that cannot tell says so in many ways (not implemented, asleep, reset in
         // progress); none of them makes the rest less true.
@@ -84,6 +74,15 @@ impl Devices for Linux {
         all.sort_unstable();
         Ok(all)
     }
+
+    /// In the calling thread's network namespace, wherever the watch is then used. It takes no
+    /// privilege.
+    fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno> {
+        let watch = LinkWatch::open(index)?;
+        // Only now, so that no removal falls between the look and the watch.
+        get_link_of(&mut Netlink::open(None)?, index)?;
+        Ok(Box::new(watch))
+    }
 }
 
 /// `struct ifinfomsg` with an index: what a request about links starts with.
@@ -91,6 +90,12 @@ fn ifinfomsg(index: i32) -> [u8; IFINFOMSG_SIZE] {
     let mut body = [0; IFINFOMSG_SIZE];
     body[4..8].copy_from_slice(&index.to_ne_bytes());
     body
+}
+
+fn get_link_of(route: &mut Netlink, index: u32) -> Result<InterfaceInfo, Errno> {
+    // The kernel's indices are positive ints; 0 would be a question without a subject.
+    let index = i32::try_from(index).ok().filter(|&index| index > 0).ok_or(Errno::NODEV)?;
+    get_link(route, &Request::new(RTM_GETLINK, &ifinfomsg(index)))
 }
 
 fn get_link(route: &mut Netlink, request: &Request) -> Result<InterfaceInfo, Errno> {
@@ -172,40 +177,15 @@ fn parse_attached(payload: &[u8]) -> Vec<AttachedId> {
 
 /// What the driver declares in family `netdev`; `None` on kernels without it.
 fn features(ifindex: u32) -> Result<Option<DriverFeatures>, Errno> {
-    let unknown = |errno: Errno| match errno {
-        Errno::NOENT | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT => Ok(None),
-        errno => Err(errno),
-    };
-    let mut generic = match Netlink::open(Some(netlink::GENERIC)) {
-        Ok(generic) => generic,
-        Err(errno) => return unknown(errno),
-    };
-    let mut family = None;
-    let request = Request::new(GENL_ID_CTRL, &genlmsghdr(CTRL_CMD_GETFAMILY))
-        .attribute(CTRL_ATTR_FAMILY_NAME, b"netdev\0");
-    if let Err(errno) = generic.get(&request, |_, body| family = parse_family(body)) {
-        return unknown(errno);
-    }
-    let Some(family) = family else { return Ok(None) };
+    let Some((mut generic, family)) = Netlink::generic("netdev")? else { return Ok(None) };
     let mut features = None;
-    let request = Request::new(family, &genlmsghdr(NETDEV_CMD_DEV_GET))
+    let request = Request::new(family.id, &genlmsghdr(NETDEV_CMD_DEV_GET))
         .attribute(NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes());
     match generic.get(&request, |_, body| features = parse_features(body)) {
         Ok(()) => Ok(features),
-        Err(errno) => unknown(errno),
+        Err(Errno::NOENT | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
     }
-}
-
-/// `struct genlmsghdr`: a command, and version 1 of it.
-fn genlmsghdr(command: u8) -> [u8; GENLMSGHDR_SIZE] {
-    [command, 1, 0, 0]
-}
-
-/// The number of the family that `CTRL_CMD_NEWFAMILY` speaks of.
-fn parse_family(body: &[u8]) -> Option<u16> {
-    attributes(body.get(GENLMSGHDR_SIZE..)?)
-        .find(|&(kind, _)| kind == CTRL_ATTR_FAMILY_ID)
-        .and_then(|(_, payload)| u16_at(payload, 0))
 }
 
 fn parse_features(body: &[u8]) -> Option<DriverFeatures> {
@@ -304,7 +284,7 @@ mod tests {
         for bit in 0..whole.len() * 8 {
             let mut broken = whole.clone();
             broken[bit / 8] ^= 1 << (bit % 8);
-            let _ = (parse_link(&broken), parse_features(&broken), parse_family(&broken));
+            let _ = (parse_link(&broken), parse_features(&broken));
         }
     }
 
@@ -339,15 +319,5 @@ mod tests {
         assert_eq!(parse_features(&newer), Some(all));
         assert_eq!(parse_features(&body(&header, &[index])), None);
         assert_eq!(parse_features(&newer[..GENLMSGHDR_SIZE + 4]), None);
-    }
-
-    #[test]
-    fn a_family_is_known_by_its_number() {
-        let header = genlmsghdr(1);
-        let family = (CTRL_ATTR_FAMILY_ID, &35u16.to_ne_bytes()[..]);
-        let answer = body(&header, &[(CTRL_ATTR_FAMILY_NAME, b"netdev\0"), family]);
-        assert_eq!(parse_family(&answer), Some(35));
-        assert_eq!(parse_family(&answer[..answer.len() - 4]), None);
-        assert_eq!(parse_family(&[]), None);
     }
 }

@@ -6,6 +6,7 @@
 //! - `bpf`: maps, programs and links, by `bpf(2)`;
 //! - `device`: interfaces, by rtnetlink and the generic netlink family `netdev`, over the small
 //!   client in `netlink`;
+//! - `watch`: changes of an interface, as netlink tells them;
 //! - `ethtool`: what only the ethtool ioctl tells;
 //! - `holders`: which processes have AF_XDP sockets.
 //!
@@ -24,6 +25,7 @@ mod ethtool;
 mod holders;
 mod netlink;
 mod socket;
+mod watch;
 
 pub use bpf::{BPF_F_TEST_XDP_LIVE_FRAMES, TestRun, XdpMd, lookup_map, test_run};
 

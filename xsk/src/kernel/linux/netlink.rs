@@ -1,4 +1,5 @@
-//! A small blocking netlink client: one request, all of its answers.
+//! A small netlink client: one request and all of its answers, waited for; or what the kernel tells
+//! a group unasked, never waited for.
 //!
 //! A message is a header of 16 bytes (length, type, flags, sequence number, port) and a body: a
 //! structure of the family's, then attributes. An attribute is a header of 4 bytes (length, type)
@@ -8,14 +9,17 @@
 //! add up ends the iteration, and never panics.
 
 use core::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use core::ptr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::retry_on_intr;
-use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recvfrom, sendto, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, recvfrom, sendto,
+    socket_with,
 };
 
+use super::{check, text};
 use crate::kernel::Errno;
 
 /// Flag of a request: it is one.
@@ -35,8 +39,21 @@ const NLMSG_DONE: u16 = 3;
 /// Bits of an attribute's type that are the type; the other two say nested and byte order.
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
-const MESSAGE_HEADER: usize = 16;
-const ATTRIBUTE_HEADER: usize = 4;
+/// Bytes of a message's header; the interface index of `struct ifinfomsg` is 4 bytes further on.
+pub(super) const MESSAGE_HEADER: usize = 16;
+/// Bytes of an attribute's header.
+pub(super) const ATTRIBUTE_HEADER: usize = 4;
+
+// Generic netlink: `include/uapi/linux/genetlink.h`.
+const GENL_ID_CTRL: u16 = 16;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
+/// Bytes of `struct genlmsghdr`.
+pub(super) const GENLMSGHDR_SIZE: usize = 4;
 
 /// A netlink socket.
 #[derive(Debug)]
@@ -55,7 +72,58 @@ impl Netlink {
     /// A socket of this protocol; `None` is `NETLINK_ROUTE`.
     pub(super) fn open(protocol: Option<Protocol>) -> Result<Self, Errno> {
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        // A port of the kernel's choice. A group's messages pass by a socket without one.
+        bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         Ok(Self { fd, sequence: 0 })
+    }
+
+    /// A socket of generic netlink, and a family on it; `None` on kernels without the family.
+    pub(super) fn generic(family: &str) -> Result<Option<(Self, Family)>, Errno> {
+        let find = || {
+            let mut socket = Self::open(Some(netlink::GENERIC))?;
+            let mut found = None;
+            let request = Request::new(GENL_ID_CTRL, &genlmsghdr(CTRL_CMD_GETFAMILY))
+                .attribute(CTRL_ATTR_FAMILY_NAME, &[family.as_bytes(), b"\0"].concat());
+            socket.get(&request, |_, body| found = parse_family(body))?;
+            Ok(found.map(|family| (socket, family)))
+        };
+        match find() {
+            Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT) => Ok(None),
+            result => result,
+        }
+    }
+
+    /// Joins a multicast group, of whose messages the socket gets those that `filter` accepts.
+    ///
+    /// The filter is classic BPF, run by the kernel over the whole message; it sees answers too, so
+    /// nothing is to be asked on this socket from here on.
+    pub(super) fn join(&self, group: u32, filter: &[libc::sock_filter]) -> Result<(), Errno> {
+        // Before the membership, so that nothing comes in past the filter.
+        let program = libc::sock_fprog {
+            len: u16::try_from(filter.len()).map_err(|_| Errno::INVAL)?,
+            filter: filter.as_ptr().cast_mut(),
+        };
+        // SAFETY: the kernel reads the `len` instructions at `filter`, and checks each.
+        unsafe { self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)? };
+        // SAFETY: the option's value is one number.
+        unsafe { self.set(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group) }
+    }
+
+    /// Takes the next message off the socket, unread, without waiting: `AGAIN` where there is none,
+    /// `NOBUFS` once after messages were lost for want of room.
+    pub(super) fn discard(&self) -> Result<(), Errno> {
+        recv(&self.fd, &mut [0u8; 0], RecvFlags::DONTWAIT).map(drop)
+    }
+
+    /// `setsockopt`.
+    ///
+    /// # Safety
+    ///
+    /// `value` is what the option takes, and what it points to is there to be read.
+    unsafe fn set<T>(&self, level: i32, name: i32, value: &T) -> Result<(), Errno> {
+        let (fd, len) = (self.fd.as_raw_fd(), size_of::<T>() as libc::socklen_t);
+        // SAFETY: the kernel reads `len` bytes at `value`, and further only as the caller answers for.
+        check(unsafe { libc::setsockopt(fd, level, name, ptr::from_ref(value).cast(), len) }).map(drop)
     }
 
     /// Asks for one thing: calls `each` with the type and body of every answer.
@@ -118,6 +186,47 @@ impl Netlink {
             }
         }
     }
+}
+
+/// A family of generic netlink, as this kernel numbers it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Family {
+    /// The type of its messages.
+    pub(super) id: u16,
+    /// Its multicast groups, by name.
+    groups: Vec<(String, u32)>,
+}
+
+impl Family {
+    /// The number of a multicast group.
+    pub(super) fn group(&self, name: &str) -> Option<u32> {
+        self.groups.iter().find(|(group, _)| group == name).map(|&(_, number)| number)
+    }
+}
+
+/// `struct genlmsghdr`: a command, and version 1 of it.
+pub(super) fn genlmsghdr(command: u8) -> [u8; GENLMSGHDR_SIZE] {
+    [command, 1, 0, 0]
+}
+
+/// The family that `CTRL_CMD_NEWFAMILY` speaks of.
+pub(super) fn parse_family(body: &[u8]) -> Option<Family> {
+    let (mut id, mut groups) = (None, Vec::new());
+    for (kind, payload) in attributes(body.get(GENLMSGHDR_SIZE..)?) {
+        match kind {
+            CTRL_ATTR_FAMILY_ID => id = u16_at(payload, 0),
+            CTRL_ATTR_MCAST_GROUPS => {
+                groups = attributes(payload).filter_map(|(_, group)| parse_group(group)).collect();
+            }
+            _ => {}
+        }
+    }
+    Some(Family { id: id?, groups })
+}
+
+fn parse_group(group: &[u8]) -> Option<(String, u32)> {
+    let find = |kind| attributes(group).find(|&(found, _)| found == kind).map(|(_, payload)| payload);
+    Some((text(find(CTRL_ATTR_MCAST_GRP_NAME)?), u32_at(find(CTRL_ATTR_MCAST_GRP_ID)?, 0)?))
 }
 
 /// A request, without its header.
@@ -294,6 +403,33 @@ mod tests {
     fn the_upper_bits_of_a_type_are_not_part_of_it() {
         let nested = Request::new(0, &[]).attribute(0x8000 | 43, &[0; 4]);
         assert_eq!(attributes(&nested.body).next(), Some((43, &[0u8; 4][..])));
+    }
+
+    #[test]
+    fn a_family_has_a_number_and_groups_by_name() {
+        let body = |attributes: &[(u16, &[u8])], structure: &[u8]| {
+            let request = Request::new(0, structure);
+            attributes.iter().fold(request, |r, (kind, payload)| r.attribute(*kind, payload)).into_body()
+        };
+        let group = |name: &[u8], id: u32| {
+            body(&[(CTRL_ATTR_MCAST_GRP_ID, &id.to_ne_bytes()), (CTRL_ATTR_MCAST_GRP_NAME, name)], &[])
+        };
+        let nameless = body(&[(CTRL_ATTR_MCAST_GRP_ID, &[9, 0, 0, 0])], &[]);
+        let groups = body(&[(1, &group(b"monitor\0", 6)), (2, &nameless), (3, &group(b"b\0", 7))], &[]);
+        let header = genlmsghdr(1);
+        let name = (CTRL_ATTR_FAMILY_NAME, &b"ethtool\0"[..]);
+        let id = (CTRL_ATTR_FAMILY_ID, &21u16.to_ne_bytes()[..]);
+        let answer = body(&[name, id, (CTRL_ATTR_MCAST_GROUPS, &groups)], &header);
+        let family = parse_family(&answer).unwrap();
+        assert_eq!((family.id, family.group("monitor"), family.group("b")), (21, Some(6), Some(7)));
+        assert_eq!(family.group("mgmt"), None);
+        assert_eq!(parse_family(&body(&[id], &header)), Some(Family { id: 21, groups: Vec::new() }));
+        assert_eq!(parse_family(&body(&[name], &header)), None);
+        assert_eq!(parse_family(&[]), None);
+        // Cut anywhere, it is the family without some of its groups, or none.
+        for len in 0..answer.len() {
+            assert!(parse_family(&answer[..len]).is_none_or(|cut| cut.id == 21 && cut.groups.is_empty()));
+        }
     }
 
     #[test]
