@@ -56,6 +56,13 @@ struct Attachment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkId(pub(crate) u64);
 
+impl LinkId {
+    /// As the contract has it.
+    pub(crate) fn id(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 /// A packet on its way to a device.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -105,6 +112,11 @@ impl Device {
     /// Takes the link's program off, if it is still there.
     pub(crate) fn detach(&mut self, link: LinkId) {
         self.attached.take_if(|attachment| attachment.link == link);
+    }
+
+    /// Whether it has the program of this link.
+    pub(crate) fn has(&self, link: LinkId) -> bool {
+        self.attached.as_ref().is_some_and(|attachment| attachment.link == link)
     }
 
     /// Shows a packet that leaves to those who record, and forgets who no longer does.
@@ -189,6 +201,7 @@ impl Network {
             channels: Some(Channels { rx: 0, tx: 0, combined: queues }),
             rx_queues: queues,
             tx_queues: queues,
+            max_queues: queues,
             features: Some(DriverFeatures {
                 xdp: XdpFeatures::BASIC | XdpFeatures::REDIRECT,
                 zc_max_segs: None,

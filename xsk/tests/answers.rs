@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use xsk::abi::{RingKind, SOL_XDP, SockaddrXdp, UmemReg, XDP_MAX_TX_SKB_BUDGET};
 use xsk::kernel::{
-    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, ProgramInfo,
-    ProgramSpec, Programs, RawSocket, Sockets, XDP_FLAGS_DRV_MODE,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, LinkInfo, MapInfo, MapSpec, Mapping,
+    Numbered, ProgramHolder, ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets, XDP_FLAGS_DRV_MODE,
 };
 use xsk::umem::PageSize;
 use xsk::xdp::{AttachMode, DefaultProgram, Program, XskMap};
@@ -31,6 +31,8 @@ enum Call {
     Load,
     AttachNative,
     AttachAny,
+    OpenById,
+    OpenPinned,
     IndexOf,
     Interface,
 }
@@ -169,8 +171,34 @@ impl Programs for Faulty {
         self.inner.pin(object, path)
     }
 
-    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno> {
-        self.inner.program_info(id)
+    fn open_pinned(&self, path: &Path) -> Result<Handle, Errno> {
+        self.faults.at(Call::OpenPinned)?;
+        self.inner.open_pinned(path)
+    }
+
+    fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno> {
+        self.faults.at(Call::OpenById)?;
+        self.inner.open_by_id(kind, id)
+    }
+
+    fn next_link(&self, after: u32) -> Result<u32, Errno> {
+        self.inner.next_link(after)
+    }
+
+    fn program_info(&self, program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno> {
+        self.inner.program_info(program)
+    }
+
+    fn map_info(&self, map: BorrowedFd<'_>) -> Result<MapInfo, Errno> {
+        self.inner.map_info(map)
+    }
+
+    fn link_info(&self, link: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+        self.inner.link_info(link)
+    }
+
+    fn program_holders(&self, id: u32) -> Vec<ProgramHolder> {
+        self.inner.program_holders(id)
     }
 }
 

@@ -7,7 +7,7 @@
 //! - `device`: interfaces, by rtnetlink and the generic netlink family `netdev`, over the small
 //!   client in `netlink`;
 //! - `ethtool`: what only the ethtool ioctl tells;
-//! - `holders`: which processes have AF_XDP sockets.
+//! - `holders`: which processes have AF_XDP sockets, or a program.
 //!
 //! Everything happens in the network namespace of the calling thread: a socket stays in the one it
 //! was made in, and an interface index means what it means there. Nothing is cached, so one value
