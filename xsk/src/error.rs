@@ -394,6 +394,14 @@ pub enum Cause {
         /// The most that this library asks a kernel for: queues are counted in 16 bits.
         max: u32,
     },
+    /// A steering by UDP ports has none, or too many.
+    #[error("{runs} runs of UDP ports are out of range: from 1 to {max}")]
+    SteeringPorts {
+        /// Runs of consecutive ports.
+        runs: usize,
+        /// The most.
+        max: usize,
+    },
     /// The verifier refused the program.
     #[error("the kernel's verifier refused the program")]
     Verifier {
@@ -550,6 +558,9 @@ impl Cause {
             Self::SlotTaken { .. } => "The program would send its packets to the new socket instead.",
             Self::NeedsRxRing => "The program sends packets to it, which it could not take.",
             Self::MapSize { .. } => "It needs at least one, and memory for all.",
+            Self::SteeringPorts { .. } => {
+                "A program for no ports would give its sockets nothing, and a program has an end."
+            }
             Self::Verifier { .. } => "The kernel runs only programs that it can prove to be safe.",
             Self::ProgramPresent { .. } => "An interface has one XDP program, and one way to run it.",
             Self::NativeUnsupported { .. } => "Native mode runs the program inside the driver.",
@@ -655,6 +666,8 @@ impl Cause {
             Self::SlotTaken { .. } => "remove the other socket first, or replace it with `insert`".into(),
             Self::NeedsRxRing => "give the socket an RX ring, or leave it out of the map".into(),
             Self::MapSize { .. } => "use as many slots as the interface has queues".into(),
+            Self::SteeringPorts { runs: 0, .. } => "name at least one port".into(),
+            Self::SteeringPorts { .. } => "let the ports be consecutive, or take all packets".into(),
             Self::Verifier { .. } => "read its log below".into(),
             Self::ProgramPresent { id, mode, .. } => format!(
                 "end the process that attached it (bpftool prog show id {id} may name it); if none is left: \

@@ -20,9 +20,10 @@
 //! the process was killed, the program is gone. [`DefaultProgram::keep`] makes it stay.
 
 pub mod asm;
+mod steering;
 
 use core::fmt;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ use crate::kernel::{
     Errno, Handle, Insn, Kernel, MapSpec, ProgramSpec, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
 };
 use crate::socket::Socket;
-use asm::Reg::{R1, R2, R3};
+
+pub use steering::Steering;
 
 /// How a program is attached to an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -80,13 +82,13 @@ pub struct XskMap {
 }
 
 impl XskMap {
-    /// A map with a slot for every queue of `device`.
+    /// A map with a slot for every queue that `device` has or could have.
     ///
     /// # Errors
     ///
     /// As [`with_slots`](Self::with_slots), and [`Cause::InterfaceGone`].
     pub fn new(device: &Device) -> Result<Self> {
-        Self::with_slots(device, device.queues()?.max(1))
+        Self::with_slots(device, device.info()?.max_queues().clamp(1, MAX_SLOTS))
     }
 
     /// A map of `entries` slots, for any use.
@@ -209,17 +211,18 @@ impl Program {
     ///
     /// [`Cause::MissingCapability`], [`Cause::Verifier`], [`Cause::OutOfMemory`].
     pub fn redirect(map: &XskMap) -> Result<Self> {
-        // xdp_redirect_map's fallback verdict in its flags came with Linux 5.3, links with 5.9.
-        let [map_low, map_high] = asm::load_map(R1, map.handle.as_fd().as_raw_fd());
-        let instructions = [
-            asm::load(asm::Width::W, R2, R1, asm::XDP_MD_RX_QUEUE_INDEX),
-            map_low,
-            map_high,
-            asm::alu_imm(asm::Alu::Mov, R3, asm::XDP_PASS),
-            asm::call(asm::FN_REDIRECT_MAP),
-            asm::exit(),
-        ];
-        Self::load(&map.kernel, "xsk_redirect", &instructions)
+        Self::steering(map, &Steering::all())
+    }
+
+    /// A program over `map`: what `steering` takes goes to the socket in the slot of the queue where
+    /// it arrived; the rest, and what finds no socket there, to the Linux stack.
+    ///
+    /// # Errors
+    ///
+    /// As [`redirect`](Self::redirect), and [`Cause::SteeringPorts`].
+    pub fn steering(map: &XskMap, steering: &Steering) -> Result<Self> {
+        let instructions = steering.instructions(map.handle.as_fd().as_raw_fd())?;
+        Self::load(&map.kernel, &steering.program_name(), &instructions)
     }
 
     /// Loads a program from its instructions, for packets of several buffers where the kernel can
@@ -332,6 +335,13 @@ impl Program {
             }
             errno => general(errno),
         }
+    }
+}
+
+/// The program's descriptor, for what the kernel can do with it beside attaching it.
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 }
 
