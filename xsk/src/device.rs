@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::abi::XdpFeatures;
 use crate::error::{Cause, Doing, Error, Result, general};
 use crate::kernel::{self, Errno, InterfaceInfo, Kernel, Numbered};
-use crate::xdp::AttachMode;
+use crate::xdp::{AttachMode, mode_of};
 
 /// A network interface of some kernel.
 ///
@@ -120,11 +120,7 @@ pub(crate) fn attached(kernel: &dyn Kernel, info: &InterfaceInfo) -> Vec<Attache
     let program = |attached: &kernel::AttachedId| AttachedProgram {
         id: attached.id,
         name: name_of(kernel, attached.id),
-        mode: match attached.mode {
-            1 => Some(AttachMode::Native),
-            2 => Some(AttachMode::Generic),
-            _ => None,
-        },
+        mode: mode_of(attached),
     };
     info.attached.iter().map(program).collect()
 }

@@ -15,7 +15,7 @@ use crate::abi::RingKind;
 use crate::kernel::Errno;
 pub use crate::kernel::Holder;
 use crate::umem::PageSize;
-use crate::xdp::AttachMode;
+use crate::xdp::{AttachMode, Owner};
 
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = core::result::Result<T, E>;
@@ -409,7 +409,7 @@ pub enum Cause {
         log: String,
     },
     /// A program is attached to the interface already.
-    #[error("{} is attached already ({mode})", match name {
+    #[error("{} is attached already ({mode}), {owner}", match name {
         Some(name) => format!("XDP program {name} (number {id})"),
         None => format!("XDP program {id}"),
     })]
@@ -420,6 +420,47 @@ pub enum Cause {
         name: Option<String>,
         /// How it is attached.
         mode: AttachMode,
+        /// Who keeps it there.
+        owner: Owner,
+    },
+    /// This library's program is attached to the interface already, and steers otherwise.
+    #[error(
+        "this library's program (number {id}) is attached already ({mode}), {owner}, with other rules: {rules}; asked for: {asked}"
+    )]
+    OtherRules {
+        /// The kernel's number for it.
+        id: u32,
+        /// How it is attached.
+        mode: AttachMode,
+        /// What it steers to sockets, as far as its name tells.
+        rules: String,
+        /// What was asked for, in words of the same kind.
+        asked: String,
+        /// Who keeps it there.
+        owner: Owner,
+    },
+    /// This library's program is attached to the interface already, in another mode than was asked for.
+    #[error("this library's program (number {id}) is attached already in another mode ({mode}), {owner}")]
+    OtherMode {
+        /// The kernel's number for it.
+        id: u32,
+        /// How it is attached.
+        mode: AttachMode,
+        /// Who keeps it there.
+        owner: Owner,
+    },
+    /// A program is attached to the interface already, and the process may not look whether it can
+    /// be shared.
+    #[error(
+        "XDP program {id} is attached already ({mode}), {owner}, and the process lacks CAP_SYS_ADMIN to join it"
+    )]
+    SharingNeedsCapability {
+        /// The kernel's number for it.
+        id: u32,
+        /// How it is attached.
+        mode: AttachMode,
+        /// Who keeps it there.
+        owner: Owner,
     },
     /// The driver runs no XDP programs.
     #[error("{} runs no XDP programs", driver.as_deref().map_or("the driver".into(), |d| format!("the driver {d}")))]
@@ -563,6 +604,17 @@ impl Cause {
             }
             Self::Verifier { .. } => "The kernel runs only programs that it can prove to be safe.",
             Self::ProgramPresent { .. } => "An interface has one XDP program, and one way to run it.",
+            Self::OtherRules { .. } => {
+                "An interface has one XDP program, which is shared by those who ask for the same. Where the \
+                 words are the same, other ports are behind them, or another version of this library."
+            }
+            Self::OtherMode { .. } => {
+                "An interface has one XDP program, and one way to run it for all who share it."
+            }
+            Self::SharingNeedsCapability { .. } => {
+                "Programs, maps and links of others are opened by their numbers, for which the kernel wants \
+                 CAP_SYS_ADMIN; CAP_BPF does not do."
+            }
             Self::NativeUnsupported { .. } => "Native mode runs the program inside the driver.",
             Self::NativeRefused { .. } => {
                 "Drivers refuse it while the interface is set up in a way that they can't serve; dmesg may \
@@ -669,14 +721,19 @@ impl Cause {
             Self::SteeringPorts { runs: 0, .. } => "name at least one port".into(),
             Self::SteeringPorts { .. } => "let the ports be consecutive, or take all packets".into(),
             Self::Verifier { .. } => "read its log below".into(),
-            Self::ProgramPresent { id, mode, .. } => format!(
-                "end the process that attached it (bpftool prog show id {id} may name it); if none is left: \
-                 ip link set INTERFACE {} off, or if a link holds it: bpftool link show, bpftool link \
-                 detach id LINK",
-                match mode {
-                    AttachMode::Generic => "xdpgeneric",
-                    _ => "xdpdrv",
-                }
+            Self::ProgramPresent { id, mode, owner, .. } => release_remedy(*id, *mode, owner),
+            Self::OtherRules { id, mode, owner, .. } => {
+                format!("ask for the same packets, or {}", release_remedy(*id, *mode, owner))
+            }
+            Self::OtherMode { id, mode, owner } => {
+                format!("ask for {mode} mode, or the better of both, or {}", release_remedy(*id, *mode, owner))
+            }
+            Self::SharingNeedsCapability { id, mode, owner } => format!(
+                "run as root or give the program the capability: setcap \
+                 cap_net_raw,cap_net_admin,cap_bpf,cap_sys_admin+ep PROGRAM; or have the first user keep the \
+                 program (DefaultProgram::keep) and join it there (DefaultProgram::join_kept); or enter all \
+                 sockets from one process; or {}",
+                release_remedy(*id, *mode, owner)
             ),
             Self::NativeUnsupported { .. } | Self::NativeRefused { .. } => {
                 "use generic mode, or the better of both".into()
@@ -724,6 +781,42 @@ fn busy_remedy(holders: &[Holder]) -> String {
         others => ways.push(format!("end {}", list(others))),
     }
     format!("{}, or use another queue", ways.join(", or "))
+}
+
+/// How an interface gets rid of a program.
+fn release_remedy(id: u32, mode: AttachMode, owner: &Owner) -> String {
+    let off = format!(
+        "ip link set INTERFACE {} off",
+        match mode {
+            AttachMode::Generic => "xdpgeneric",
+            _ => "xdpdrv",
+        }
+    );
+    match owner {
+        Owner::Processes(holders) => {
+            let (own, others): (Vec<_>, Vec<_>) = holders.iter().partition(|h| h.pid == std::process::id());
+            let mut ways = Vec::new();
+            if !own.is_empty() {
+                ways.push("drop the one that this very process has attached".to_owned());
+            }
+            if !others.is_empty() {
+                ways.push(format!("end {}", list(&others)));
+            }
+            ways.join(" and ")
+        }
+        Owner::Kept { link } => format!(
+            "remove its file from the BPF file system (bpftool -f link show id {link} names it), or detach \
+             it: bpftool link detach id {link}"
+        ),
+        Owner::Nobody { open_in } if open_in.is_empty() => format!("take it off: {off}"),
+        Owner::Nobody { open_in } => {
+            format!("end {}, and if that leaves it there, take it off: {off}", list(open_in))
+        }
+        Owner::Unknown => format!(
+            "end the process that attached it (as root, bpftool prog show id {id} and bpftool link show name \
+             it); if none is left: {off}"
+        ),
+    }
 }
 
 impl Error {
@@ -793,11 +886,21 @@ impl core::error::Error for Error {}
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
         let kind = match (&error.0.cause, error.0.errno) {
-            (Cause::MissingCapability { .. } | Cause::Forbidden | Cause::NoAccess, _) => {
-                std::io::ErrorKind::PermissionDenied
-            }
+            (
+                Cause::MissingCapability { .. }
+                | Cause::SharingNeedsCapability { .. }
+                | Cause::Forbidden
+                | Cause::NoAccess,
+                _,
+            ) => std::io::ErrorKind::PermissionDenied,
             (Cause::NoSuchInterface { .. } | Cause::NoDirectory, _) => std::io::ErrorKind::NotFound,
-            (Cause::QueueBusy { .. } | Cause::ProgramPresent { .. }, _) => std::io::ErrorKind::AddrInUse,
+            (
+                Cause::QueueBusy { .. }
+                | Cause::ProgramPresent { .. }
+                | Cause::OtherRules { .. }
+                | Cause::OtherMode { .. },
+                _,
+            ) => std::io::ErrorKind::AddrInUse,
             (_, Some(errno)) => std::io::Error::from(errno).kind(),
             _ => std::io::ErrorKind::InvalidInput,
         };

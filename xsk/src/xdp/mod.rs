@@ -20,11 +20,11 @@
 //! the process was killed, the program is gone. [`DefaultProgram::keep`] makes it stay.
 
 pub mod asm;
+mod shared;
 mod steering;
 
 use core::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::device::{Device, attached};
@@ -34,6 +34,8 @@ use crate::kernel::{
 };
 use crate::socket::Socket;
 
+pub(crate) use shared::mode_of;
+pub use shared::{DefaultProgram, Owner};
 pub use steering::Steering;
 
 /// How a program is attached to an interface.
@@ -195,6 +197,14 @@ impl fmt::Debug for XskMap {
     }
 }
 
+/// Why a program was not attached.
+enum Refusal {
+    /// The interface has a program.
+    Busy { mode: AttachMode, errno: Errno },
+    /// Anything else, explained.
+    Failed(Error),
+}
+
 /// A loaded XDP program. Clones are the same program.
 #[derive(Clone)]
 pub struct Program {
@@ -267,16 +277,24 @@ impl Program {
     /// [`Cause::MissingCapability`], [`Cause::OtherKernel`], [`Cause::OutOfMemory`],
     /// [`Cause::KernelTooOld`].
     pub fn attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment> {
+        self.try_attach(device, mode).map_err(|refusal| match refusal {
+            Refusal::Busy { mode, errno } => self.occupied(device, mode, errno),
+            Refusal::Failed(error) => error,
+        })
+    }
+
+    /// As [`attach`](Self::attach), but an interface that has a program already is not looked into.
+    fn try_attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment, Refusal> {
         if device.kernel().id() != self.kernel.id() {
             let doing = Doing::Attach { interface: device.name().into(), mode };
-            return Err(Error::new(doing, Cause::OtherKernel { what: "the interface" }));
+            return Err(Refusal::Failed(Error::new(doing, Cause::OtherKernel { what: "the interface" })));
         }
         match mode {
             AttachMode::Native => self.attach_as(device, mode, XDP_FLAGS_DRV_MODE),
             AttachMode::Generic => self.attach_as(device, mode, XDP_FLAGS_SKB_MODE),
-            AttachMode::Best => match self.attach(device, AttachMode::Native) {
-                Err(error) if error.cause().is_about_native_mode() => {
-                    let mut attachment = self.attach(device, AttachMode::Generic)?;
+            AttachMode::Best => match self.try_attach(device, AttachMode::Native) {
+                Err(Refusal::Failed(error)) if error.cause().is_about_native_mode() => {
+                    let mut attachment = self.try_attach(device, AttachMode::Generic)?;
                     attachment.fallback = Some(Arc::new(error));
                     Ok(attachment)
                 }
@@ -285,14 +303,34 @@ impl Program {
         }
     }
 
-    fn attach_as(&self, device: &Device, mode: AttachMode, flags: u32) -> Result<Attachment> {
+    fn attach_as(&self, device: &Device, mode: AttachMode, flags: u32) -> Result<Attachment, Refusal> {
         match self.kernel.attach(self.handle.as_fd(), device.index(), flags) {
             Ok(link) => Ok(Attachment { link, mode, fallback: None, program: self.clone() }),
+            Err(errno @ (Errno::BUSY | Errno::EXIST)) => Err(Refusal::Busy { mode, errno }),
             Err(errno) => {
                 let doing = Doing::Attach { interface: device.name().into(), mode };
-                Err(Error::with_errno(doing, self.why_not(device, mode, errno), errno))
+                Err(Refusal::Failed(Error::with_errno(doing, self.why_not(device, mode, errno), errno)))
             }
         }
+    }
+
+    /// What to say where the kernel answered that the interface has a program.
+    #[cold]
+    fn occupied(&self, device: &Device, mode: AttachMode, errno: Errno) -> Error {
+        let cause = match self.kernel.interface(device.index()) {
+            Ok(info) => match attached(&*self.kernel, &info).into_iter().next() {
+                Some(program) => Cause::ProgramPresent {
+                    id: program.id,
+                    name: program.name,
+                    mode: program.mode.unwrap_or(AttachMode::Native),
+                    owner: Owner::of(&*self.kernel, device.index(), program.id),
+                },
+                None => Cause::Unexpected(errno),
+            },
+            Err(Errno::NODEV | Errno::NXIO) => Cause::InterfaceGone,
+            Err(_) => general(errno),
+        };
+        Error::with_errno(Doing::Attach { interface: device.name().into(), mode }, cause, errno)
     }
 
     /// The cause behind the kernel's answer, in the order of its checks.
@@ -306,14 +344,6 @@ impl Program {
         };
         match errno {
             Errno::PERM => missing_capability(&*self.kernel),
-            Errno::BUSY | Errno::EXIST => match attached(&*self.kernel, &info).into_iter().next() {
-                Some(program) => Cause::ProgramPresent {
-                    id: program.id,
-                    name: program.name,
-                    mode: program.mode.unwrap_or(AttachMode::Native),
-                },
-                None => Cause::Unexpected(errno),
-            },
             Errno::OPNOTSUPP if mode == AttachMode::Native => {
                 Cause::NativeUnsupported { driver: info.driver }
             }
@@ -376,7 +406,7 @@ fn missing_capability(kernel: &dyn Kernel) -> Cause {
     Cause::MissingCapability { capability }
 }
 
-/// A program on an interface. Dropping it detaches the program.
+/// A share in a program on an interface. Dropping the last one detaches the program.
 #[must_use = "dropping it detaches the program"]
 pub struct Attachment {
     link: Handle,
@@ -391,7 +421,8 @@ impl Attachment {
         self.mode
     }
 
-    /// Why native mode was not possible, when [`AttachMode::Best`] became generic.
+    /// Why native mode was not possible, when [`AttachMode::Best`] became generic; `None` where the
+    /// program was attached by somebody else.
     pub fn fallback(&self) -> Option<&Error> {
         self.fallback.as_deref()
     }
@@ -406,117 +437,4 @@ impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attachment").field("mode", &self.mode).finish_non_exhaustive()
     }
-}
-
-/// The default program on an interface, with its map: what arrives on a queue goes to that queue's
-/// socket, the rest to the Linux stack. Dropping it detaches the program.
-#[derive(Debug)]
-#[must_use = "dropping it detaches the program"]
-pub struct DefaultProgram {
-    map: XskMap,
-    attachment: Attachment,
-}
-
-impl DefaultProgram {
-    /// Makes a map for all queues of `device`, loads the program and attaches it.
-    ///
-    /// # Errors
-    ///
-    /// As [`XskMap::new`], [`Program::redirect`] and [`Program::attach`].
-    pub fn attach(device: &Device, mode: AttachMode) -> Result<Self> {
-        let map = XskMap::new(device)?;
-        let attachment = Program::redirect(&map)?.attach(device, mode)?;
-        Ok(Self { map, attachment })
-    }
-
-    /// Sends to `socket` what arrives on its queue.
-    ///
-    /// # Errors
-    ///
-    /// As [`XskMap::insert`].
-    pub fn insert(&self, socket: &Socket) -> Result<()> {
-        self.map.insert(socket.queue(), socket)
-    }
-
-    /// The map.
-    pub fn map(&self) -> &XskMap {
-        &self.map
-    }
-
-    /// The attachment.
-    pub fn attachment(&self) -> &Attachment {
-        &self.attachment
-    }
-
-    /// How the program is attached: [`AttachMode::Native`] or [`AttachMode::Generic`].
-    pub fn mode(&self) -> AttachMode {
-        self.attachment.mode
-    }
-
-    /// Keeps the program attached beyond this process: its link as `DIRECTORY/link` and its map as
-    /// `DIRECTORY/xsks_map`, in a BPF file system. The directory is made if it is not there.
-    ///
-    /// Removing the file `link` detaches the program. Sockets leave the map when they are closed
-    /// all the same.
-    ///
-    /// # Errors
-    ///
-    /// [`Cause::NotBpffs`], [`Cause::PathTaken`], [`Cause::NoDirectory`], [`Cause::DotInName`],
-    /// [`Cause::NoAccess`]; nothing is kept then.
-    pub fn keep(&self, directory: &Path) -> Result<()> {
-        let kernel = &self.map.kernel;
-        let made = match std::fs::create_dir(directory) {
-            Ok(()) => true,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-            Err(error) => {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
-                return Err(not_kept(directory, errno));
-            }
-        };
-        let (link, map) = (directory.join("link"), directory.join("xsks_map"));
-        let undo = || {
-            if made {
-                // Only a directory that holds nothing else goes.
-                let _ = std::fs::remove_dir(directory);
-            }
-        };
-        kernel.pin(self.attachment.link.as_fd(), &link).map_err(|errno| {
-            undo();
-            not_kept(directory, errno)
-        })?;
-        kernel.pin(self.map.handle.as_fd(), &map).map_err(|errno| {
-            let _ = std::fs::remove_file(&link);
-            undo();
-            not_kept(directory, errno)
-        })
-    }
-}
-
-#[cold]
-fn not_kept(path: &Path, errno: Errno) -> Error {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let parent = path.parent().unwrap_or(path);
-    let cause = match errno {
-        Errno::EXIST => Cause::PathTaken,
-        Errno::NOENT | Errno::NOTDIR => Cause::NoDirectory,
-        Errno::PERM if name.contains('.') && is_bpffs(parent) => Cause::DotInName { name },
-        Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP => Cause::NotBpffs,
-        Errno::ACCESS => Cause::NoAccess,
-        errno => general(errno),
-    };
-    Error::with_errno(Doing::Keep { path: path.display().to_string() }, cause, errno)
-}
-
-/// Whether a directory is in a BPF file system.
-#[cfg(target_os = "linux")]
-fn is_bpffs(directory: &Path) -> bool {
-    /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
-    const MAGIC: u32 = 0xcafe_4a11;
-    rustix::fs::statfs(directory).is_ok_and(|stat| stat.f_type as u32 == MAGIC)
-}
-
-/// Whether a directory is in a BPF file system, which other systems don't have.
-#[cfg(not(target_os = "linux"))]
-fn is_bpffs(_: &Path) -> bool {
-    false
 }
