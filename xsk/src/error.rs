@@ -116,6 +116,13 @@ pub enum Doing {
         /// How.
         mode: AttachMode,
     },
+    /// Joining a program that is kept.
+    JoinKept {
+        /// The directory in a BPF file system.
+        path: String,
+        /// The interface.
+        interface: String,
+    },
     /// Keeping a program beyond its process.
     Keep {
         /// The path in a BPF file system.
@@ -149,6 +156,9 @@ impl fmt::Display for Doing {
             Self::LoadProgram => f.write_str("cannot load the XDP program"),
             Self::Attach { interface, mode } => {
                 write!(f, "cannot attach an XDP program to {interface} ({mode})")
+            }
+            Self::JoinKept { path, interface } => {
+                write!(f, "cannot join the program of {interface} that is kept at {path}")
             }
             Self::Keep { path } => write!(f, "cannot keep the program at {path}"),
         }
@@ -504,9 +514,15 @@ pub enum Cause {
         /// The last part of the path.
         name: String,
     },
-    /// The process may not make files at the path.
-    #[error("the process may not make files there")]
+    /// The process may not make or open files at the path.
+    #[error("the process may not make or open files there")]
     NoAccess,
+    /// The directory does not hold what keeping a program leaves.
+    #[error("no program is kept there")]
+    NothingKept,
+    /// What is kept is not on the interface.
+    #[error("the program that is kept there is not on the interface")]
+    KeptElsewhere,
     /// In a stepped simulation, nothing could ever end this wait.
     #[error("nothing that could end this wait is left to happen")]
     Deadlock,
@@ -627,7 +643,12 @@ impl Cause {
             Self::PathTaken => "A name there stands for one object.",
             Self::NoDirectory => "Only the last part of the path is made.",
             Self::DotInName { .. } => "BPF file systems keep names with dots for themselves.",
-            Self::NoAccess => "The directory's owner or mode does not allow it.",
+            Self::NoAccess => "The owner or mode of the directory, or of the files, does not allow it.",
+            Self::NothingKept => {
+                "Keeping a program leaves its link, its map and itself under the names link, xsks_map and \
+                 program."
+            }
+            Self::KeptElsewhere => "It was attached to another interface, or taken off.",
             Self::Deadlock => "The simulated kernel is stepped: packets move only when it is told so.",
             Self::Unexpected(_) => "This is an answer that the library doesn't know for this call.",
         }
@@ -751,7 +772,11 @@ impl Cause {
             Self::PathTaken => "use another name, or remove the file (which detaches a program kept there)".into(),
             Self::NoDirectory => "make the directory first: mkdir -p".into(),
             Self::DotInName { name } => format!("use a name such as {}", name.replace('.', "_")),
-            Self::NoAccess => "run as the owner of the directory, or use one of your own".into(),
+            Self::NoAccess => {
+                "run as the owner of the directory and the files in it, or use one of your own".into()
+            }
+            Self::NothingKept => "have the first user keep it there (DefaultProgram::keep)".into(),
+            Self::KeptElsewhere => "use the directory that belongs to the interface; if the program was taken off, remove its files".into(),
             Self::Deadlock => "inject a packet, or send one, before waiting; or wait with a timeout".into(),
             Self::Unexpected(_) => "see what the kernel says: dmesg; and please report it".into(),
         }
@@ -852,7 +877,8 @@ impl Error {
             Doing::Bind { interface, .. }
             | Doing::Send { interface, .. }
             | Doing::Wait { interface, .. }
-            | Doing::Attach { interface, .. } => remedy.replace("INTERFACE", interface),
+            | Doing::Attach { interface, .. }
+            | Doing::JoinKept { interface, .. } => remedy.replace("INTERFACE", interface),
             _ => remedy,
         }
     }
@@ -893,7 +919,9 @@ impl From<Error> for std::io::Error {
                 | Cause::NoAccess,
                 _,
             ) => std::io::ErrorKind::PermissionDenied,
-            (Cause::NoSuchInterface { .. } | Cause::NoDirectory, _) => std::io::ErrorKind::NotFound,
+            (Cause::NoSuchInterface { .. } | Cause::NoDirectory | Cause::NothingKept, _) => {
+                std::io::ErrorKind::NotFound
+            }
             (
                 Cause::QueueBusy { .. }
                 | Cause::ProgramPresent { .. }

@@ -356,7 +356,8 @@ pub trait Programs: Send + Sync {
     fn open_pinned(&self, path: &Path) -> Result<Handle, Errno>;
 
     /// `BPF_PROG_GET_FD_BY_ID`, `BPF_MAP_GET_FD_BY_ID`, `BPF_LINK_GET_FD_BY_ID`: opens what others
-    /// made, by its number. `ENOENT` when it is gone, `EPERM` without `CAP_SYS_ADMIN`.
+    /// made, by its number. `ENOENT` when it is gone, `EAGAIN` while a link is being made, `EPERM`
+    /// without `CAP_SYS_ADMIN`.
     fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno>;
 
     /// `BPF_LINK_GET_NEXT_ID`: the lowest number of a link above `after`, whatever the kind and the

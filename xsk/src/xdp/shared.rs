@@ -20,6 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks at it.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// The names under which a program is kept.
+const LINK: &str = "link";
+/// The map's name is that of the map itself, by which others know it.
+const MAP: &str = "xsks_map";
+const PROGRAM: &str = "program";
+
 /// Who keeps a program on an interface, as far as it can be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -105,8 +111,8 @@ fn find_link(kernel: &dyn Kernel, ifindex: u32, program: u32) -> Result<Option<(
         };
         let link = match kernel.open_by_id(Numbered::Link, after) {
             Ok(link) => link,
-            // It went away meanwhile.
-            Err(Errno::NOENT) => continue,
+            // It went away meanwhile, or is being made.
+            Err(Errno::NOENT | Errno::AGAIN) => continue,
             Err(errno) => return Err(errno),
         };
         let info = kernel.link_info((*link).as_fd())?;
@@ -211,18 +217,18 @@ impl DefaultProgram {
         self.attachment.mode
     }
 
-    /// Keeps the program attached beyond this process: its link as `DIRECTORY/link` and its map as
-    /// `DIRECTORY/xsks_map`, in a BPF file system. The directory is made if it is not there.
+    /// Keeps the program attached beyond this process, in a BPF file system: its link as
+    /// `DIRECTORY/link`, its map as `DIRECTORY/xsks_map`, and itself as `DIRECTORY/program`. The
+    /// directory is made if it is not there.
     ///
-    /// Removing the file `link` detaches the program. Sockets leave the map when they are closed
-    /// all the same.
+    /// Removing the file `link` detaches the program, when no process has a share in it. Sockets leave
+    /// the map when they are closed all the same.
     ///
     /// # Errors
     ///
     /// [`Cause::NotBpffs`], [`Cause::PathTaken`], [`Cause::NoDirectory`], [`Cause::DotInName`],
     /// [`Cause::NoAccess`]; nothing is kept then.
     pub fn keep(&self, directory: &Path) -> Result<()> {
-        let kernel = &self.map.kernel;
         let made = match std::fs::create_dir(directory) {
             Ok(()) => true,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
@@ -231,21 +237,44 @@ impl DefaultProgram {
                 return Err(not_kept(directory, errno));
             }
         };
-        let (link, map) = (directory.join("link"), directory.join("xsks_map"));
-        let undo = || {
-            if made {
-                // Only a directory that holds nothing else goes.
-                let _ = std::fs::remove_dir(directory);
+        let objects = [
+            (LINK, self.attachment.link.as_fd()),
+            (MAP, self.map.handle.as_fd()),
+            (PROGRAM, self.attachment.program.as_fd()),
+        ];
+        for (n, (name, object)) in objects.iter().enumerate() {
+            if let Err(errno) = self.map.kernel.pin(*object, &directory.join(name)) {
+                for (name, _) in &objects[..n] {
+                    let _ = std::fs::remove_file(directory.join(name));
+                }
+                if made {
+                    // Only a directory that holds nothing else goes.
+                    let _ = std::fs::remove_dir(directory);
+                }
+                return Err(not_kept(directory, errno));
             }
-        };
-        kernel.pin(self.attachment.link.as_fd(), &link).map_err(|errno| {
-            undo();
-            not_kept(directory, errno)
-        })?;
-        kernel.pin(self.map.handle.as_fd(), &map).map_err(|errno| {
-            let _ = std::fs::remove_file(&link);
-            undo();
-            not_kept(directory, errno)
+        }
+        Ok(())
+    }
+
+    /// Joins the program that is kept in `directory` (see [`keep`](Self::keep)), in whatever mode it
+    /// runs. Unlike [`attach_with`](Self::attach_with) this does not need `CAP_SYS_ADMIN`, but the right
+    /// to read and write the files.
+    ///
+    /// # Errors
+    ///
+    /// As [`XskMap::new`] and [`Program::steering`]; [`Cause::NothingKept`], [`Cause::KeptElsewhere`],
+    /// [`Cause::NoAccess`], [`Cause::OtherRules`].
+    pub fn join_kept(device: &Device, steering: &Steering, directory: &Path) -> Result<Self> {
+        // A twin, to compare with: its map is another in any case.
+        let twin = Program::steering(&XskMap::with_slots(device, 1)?, steering)?;
+        twin.try_join_kept(device, steering, directory).map_err(|(cause, errno)| {
+            let path = directory.display().to_string();
+            let doing = Doing::JoinKept { path, interface: device.name().into() };
+            match errno {
+                Some(errno) => Error::with_errno(doing, cause, errno),
+                None => Error::new(doing, cause),
+            }
         })
     }
 }
@@ -284,14 +313,13 @@ impl Program {
         present: AttachedId,
     ) -> Result<Look, Errno> {
         let kernel = &*self.kernel;
-        let AttachedId { id, .. } = present;
-        let mode = mode_of(&present);
+        let (id, mode) = (present.id, mode_of(&present));
         let handle = kernel.open_by_id(Numbered::Program, id)?;
         let there = kernel.program_info((*handle).as_fd())?;
         let map = only_map(kernel, &there)?;
         let owner = || Owner::of(kernel, device.index(), id);
-        let (Some(rules), Some((map, entries)), Some(mode)) = (Steering::rules_of(&there.name), map, mode)
-        else {
+        let ours = Steering::rules_of(&there.name).is_some();
+        let (true, Some((map, entries)), Some(mode)) = (ours, map, mode) else {
             drop(handle);
             let name = Some(there.name).filter(|name| !name.is_empty());
             let mode = mode.unwrap_or(AttachMode::Native);
@@ -300,20 +328,96 @@ impl Program {
         let own = kernel.program_info(self.as_fd())?;
         if (&there.name, there.tag) != (&own.name, own.tag) {
             drop(handle);
-            // In the words that a name tells, as those of the other are.
-            let asked = Steering::rules_of(&own.name).unwrap_or_else(|| steering.to_string());
-            return Ok(Look::Conflict(Cause::OtherRules { id, mode, rules, asked, owner: owner() }));
+            return Ok(Look::Conflict(other_rules(&there, &own, steering, mode, owner())));
         }
         if asked != AttachMode::Best && asked != mode {
             drop(handle);
             return Ok(Look::Conflict(Cause::OtherMode { id, mode, owner: owner() }));
         }
         let Some((link, _)) = find_link(kernel, device.index(), id)? else { return Ok(Look::Gone) };
-        let map = XskMap { kernel: self.kernel.clone(), handle: map.into(), entries };
-        let program = Self { kernel: self.kernel.clone(), handle: handle.into(), frags: self.frags };
-        let attachment = Attachment { link, mode, fallback: None, program };
-        Ok(Look::Same(DefaultProgram { map, attachment, joined: true }))
+        Ok(Look::Same(self.share(link, mode, (map, entries), handle)))
     }
+
+    /// Takes a share in the program that is kept in `directory`, if it is the same as this one but for
+    /// its map, and on the interface.
+    fn try_join_kept(
+        &self,
+        device: &Device,
+        steering: &Steering,
+        directory: &Path,
+    ) -> Result<DefaultProgram, (Cause, Option<Errno>)> {
+        let kernel = &*self.kernel;
+        let refused = |errno| {
+            let cause = match errno {
+                Errno::ACCESS | Errno::PERM if is_bpffs(directory) => Cause::NoAccess,
+                // What is no object of BPF can't be opened, what is no program has no program's info.
+                Errno::NOENT
+                | Errno::NOTDIR
+                | Errno::ACCESS
+                | Errno::PERM
+                | Errno::INVAL
+                | Errno::OPNOTSUPP => Cause::NothingKept,
+                errno => general(errno),
+            };
+            (cause, Some(errno))
+        };
+        let open = |name| kernel.open_pinned(&directory.join(name)).map_err(refused);
+        let (link, map, program) = (open(LINK)?, open(MAP)?, open(PROGRAM)?);
+        let there = kernel.program_info((*program).as_fd()).map_err(refused)?;
+        let its_map = kernel.map_info((*map).as_fd()).map_err(refused)?;
+        let its_link = kernel.link_info((*link).as_fd()).map_err(refused)?;
+        if its_map.kind != XSKMAP
+            || there.maps != [its_map.id]
+            || (its_link.kind, its_link.program) != (LINK_XDP, there.id)
+        {
+            return Err((Cause::NothingKept, None));
+        }
+        let attached = match kernel.interface(device.index()) {
+            Ok(info) => info.attached.into_iter().find(|program| program.id == there.id),
+            Err(errno @ (Errno::NODEV | Errno::NXIO)) => return Err((Cause::InterfaceGone, Some(errno))),
+            Err(errno) => return Err((general(errno), Some(errno))),
+        };
+        let mode = attached.as_ref().and_then(mode_of);
+        let Some(mode) = mode.filter(|_| its_link.ifindex == device.index()) else {
+            return Err((Cause::KeptElsewhere, None));
+        };
+        let own = kernel.program_info(self.as_fd()).map_err(|errno| (general(errno), Some(errno)))?;
+        if (&there.name, there.tag) != (&own.name, own.tag) {
+            drop((link, program));
+            let owner = Owner::of(kernel, device.index(), there.id);
+            return Err((other_rules(&there, &own, steering, mode, owner), None));
+        }
+        Ok(self.share(link, mode, (map, its_map.max_entries), program))
+    }
+
+    /// A share in a program that is the same as this one but for its map.
+    fn share(
+        &self,
+        link: Handle,
+        mode: AttachMode,
+        (map, entries): (Handle, u32),
+        program: Handle,
+    ) -> DefaultProgram {
+        let map = XskMap { kernel: self.kernel.clone(), handle: map.into(), entries };
+        let program = Self { kernel: self.kernel.clone(), handle: program.into(), frags: self.frags };
+        let attachment = Attachment { link, mode, fallback: None, program };
+        DefaultProgram { map, attachment, joined: true }
+    }
+}
+
+/// What to say of a program whose rules are not those that were asked for.
+#[cold]
+fn other_rules(
+    there: &ProgramInfo,
+    own: &ProgramInfo,
+    steering: &Steering,
+    mode: AttachMode,
+    owner: Owner,
+) -> Cause {
+    let rules = Steering::rules_of(&there.name).unwrap_or_else(|| format!("unknown ({})", there.name));
+    // In the words that a name tells, as those of the other are.
+    let asked = Steering::rules_of(&own.name).unwrap_or_else(|| steering.to_string());
+    Cause::OtherRules { id: there.id, mode, rules, asked, owner }
 }
 
 /// How a program is attached; `None` where it runs on the NIC itself.
