@@ -12,7 +12,7 @@ use xsk::kernel::{
     Numbered, ProgramHolder, ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets, XDP_FLAGS_DRV_MODE,
 };
 use xsk::umem::PageSize;
-use xsk::xdp::{AttachMode, DefaultProgram, Program, XskMap};
+use xsk::xdp::{AttachMode, DefaultProgram, Program, Steering, XskMap};
 use xsk::{Cause, Device, Error, Interest, Mode, Socket, Umem};
 
 /// The calls that can be made to fail.
@@ -456,7 +456,6 @@ fn attaching() {
         (Errno::NOMEM, same, Cause::OutOfMemory { bytes: 0 }),
         (Errno::INVAL, OLD, Cause::KernelTooOld { feature: "BPF links for XDP", since: "5.9" }),
         (Errno::MFILE, same, Cause::TooManyFiles),
-        (Errno::BUSY, same, Cause::Unexpected(Errno::BUSY)),
     ];
     for (errno, interface, cause) in rows {
         let mut kernel = kernel(AttachAny, errno);
@@ -467,6 +466,44 @@ fn attaching() {
             assert_cause(&error, errno, &cause);
             assert!(device.info().unwrap().programs().is_empty());
         }
+    }
+    // A program that is said to be there, and is not: one that comes and goes is waited for.
+    let device = device(kernel(AttachAny, Errno::BUSY));
+    let error = DefaultProgram::attach(&device, AttachMode::Best).unwrap_err();
+    assert_cause(&error, Errno::BUSY, &Cause::Unexpected(Errno::BUSY));
+}
+
+#[test]
+fn joining() {
+    // What is there can't be looked at.
+    let sharing = |cause: &Cause| matches!(cause, Cause::SharingNeedsCapability { .. });
+    let unexpected = |cause: &Cause| *cause == Cause::Unexpected(Errno::IO);
+    let files = |cause: &Cause| *cause == Cause::TooManyFiles;
+    // It is never gone, although it can't be found: whoever waits for that gives up.
+    let present = |cause: &Cause| matches!(cause, Cause::ProgramPresent { name: None, .. });
+    let rows: [(Errno, &dyn Fn(&Cause) -> bool); 4] =
+        [(Errno::PERM, &sharing), (Errno::IO, &unexpected), (Errno::MFILE, &files), (Errno::NOENT, &present)];
+    for (errno, is_cause) in rows {
+        let device = device(kernel(Call::OpenById, errno));
+        let first = DefaultProgram::attach(&device, AttachMode::Best).unwrap();
+        let error = DefaultProgram::attach(&device, AttachMode::Best).unwrap_err();
+        assert!(is_cause(error.cause()), "{errno}: {error}");
+        assert_eq!(error.errno(), Some(Errno::BUSY), "the answer that led there");
+        drop(first);
+        assert!(device.info().unwrap().programs().is_empty());
+    }
+    // There is no BPF file system at `/`, so it is not the rights that lack.
+    for (errno, cause) in [
+        (Errno::NOENT, Cause::NothingKept),
+        (Errno::NOTDIR, Cause::NothingKept),
+        (Errno::ACCESS, Cause::NothingKept),
+        (Errno::OPNOTSUPP, Cause::NothingKept),
+        (Errno::MFILE, Cause::TooManyFiles),
+        (Errno::IO, Cause::Unexpected(Errno::IO)),
+    ] {
+        let device = device(kernel(Call::OpenPinned, errno));
+        let error = DefaultProgram::join_kept(&device, &Steering::all(), Path::new("/")).unwrap_err();
+        assert_cause(&error, errno, &cause);
     }
 }
 

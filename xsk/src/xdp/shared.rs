@@ -1,6 +1,7 @@
 //! The default program of an interface, which all processes on it share, and who keeps a program.
 
 use core::fmt;
+use core::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread;
@@ -14,11 +15,15 @@ use crate::kernel::{
 };
 use crate::socket::Socket;
 
-/// How long a program may be neither there to be joined nor gone. Its last user is leaving then,
-/// for which the kernel waits for its lock of all interfaces.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Between two looks at it.
-const PAUSE: Duration = Duration::from_millis(1);
+/// How long one program may be neither there to be joined nor gone. Its first user is coming or its
+/// last one leaving then, and the kernel waits for its lock of all interfaces.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked at in that time, at least: with many waiting for that lock, each look takes long.
+const LOOKS: u32 = 20;
+/// How long all of them may be, where users come and go all the time.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks, at first and at most.
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(32);
 
 /// The names under which a program is kept.
 const LINK: &str = "link";
@@ -143,8 +148,8 @@ enum Look {
     Same(DefaultProgram),
     /// It is another, or one that can't be shared.
     Conflict(Cause),
-    /// It is going, or gone.
-    Gone,
+    /// It is coming, going or gone; with its number, if it was still there.
+    Elusive(Option<u32>),
 }
 
 impl DefaultProgram {
@@ -169,7 +174,9 @@ impl DefaultProgram {
     pub fn attach_with(device: &Device, steering: &Steering, mode: AttachMode) -> Result<Self> {
         let map = XskMap::new(device)?;
         let program = Program::steering(&map, steering)?;
-        let deadline = Instant::now() + PATIENCE;
+        let start = Instant::now();
+        let (mut elusive, mut since, mut looks) = (None, start, 0);
+        let mut pause = *PAUSES.start();
         loop {
             let (tried, errno) = match program.try_attach(device, mode) {
                 Ok(attachment) => return Ok(Self { map, attachment, joined: false }),
@@ -182,9 +189,19 @@ impl DefaultProgram {
                     let doing = Doing::Attach { interface: device.name().into(), mode };
                     return Err(Error::with_errno(doing, cause, errno));
                 }
-                Look::Gone if Instant::now() < deadline => thread::sleep(PAUSE),
-                Look::Gone => return Err(program.occupied(device, tried, errno)),
+                Look::Elusive(id) => {
+                    let now = Instant::now();
+                    if id != elusive {
+                        (elusive, since, looks) = (id, now, 0);
+                    }
+                    looks += 1;
+                    if (now - since > PATIENCE && looks > LOOKS) || now - start > LIMIT {
+                        return Err(program.occupied(device, tried, errno));
+                    }
+                }
             }
+            thread::sleep(pause);
+            pause = (pause * 2).min(*PAUSES.end());
         }
     }
 
@@ -289,11 +306,11 @@ impl Program {
             Err(Errno::NODEV | Errno::NXIO) => return Look::Conflict(Cause::InterfaceGone),
             Err(errno) => return Look::Conflict(general(errno)),
         };
-        let Some(present) = present else { return Look::Gone };
+        let Some(present) = present else { return Look::Elusive(None) };
         match self.try_join(device, steering, mode, present) {
             Ok(look) => look,
             // What was there a moment ago has no number any more.
-            Err(Errno::NOENT) => Look::Gone,
+            Err(Errno::NOENT) => Look::Elusive(Some(present.id)),
             Err(Errno::PERM) => Look::Conflict(Cause::SharingNeedsCapability {
                 id: present.id,
                 mode: mode_of(&present).unwrap_or(AttachMode::Native),
@@ -334,7 +351,9 @@ impl Program {
             drop(handle);
             return Ok(Look::Conflict(Cause::OtherMode { id, mode, owner: owner() }));
         }
-        let Some((link, _)) = find_link(kernel, device.index(), id)? else { return Ok(Look::Gone) };
+        let Some((link, _)) = find_link(kernel, device.index(), id)? else {
+            return Ok(Look::Elusive(Some(id)));
+        };
         Ok(Look::Same(self.share(link, mode, (map, entries), handle)))
     }
 
