@@ -165,7 +165,8 @@ impl fmt::Display for Doing {
     }
 }
 
-fn list<T: fmt::Display>(items: &[T]) -> String {
+/// Several in a sentence.
+pub(crate) fn list<T: fmt::Display>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 

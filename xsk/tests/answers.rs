@@ -475,14 +475,14 @@ fn attaching() {
 
 #[test]
 fn joining() {
-    // What is there can't be looked at.
-    let sharing = |cause: &Cause| matches!(cause, Cause::SharingNeedsCapability { .. });
-    let unexpected = |cause: &Cause| *cause == Cause::Unexpected(Errno::IO);
-    let files = |cause: &Cause| *cause == Cause::TooManyFiles;
-    // It is never gone, although it can't be found: whoever waits for that gives up.
-    let present = |cause: &Cause| matches!(cause, Cause::ProgramPresent { name: None, .. });
-    let rows: [(Errno, &dyn Fn(&Cause) -> bool); 4] =
-        [(Errno::PERM, &sharing), (Errno::IO, &unexpected), (Errno::MFILE, &files), (Errno::NOENT, &present)];
+    let rows: [(Errno, fn(&Cause) -> bool); 4] = [
+        // What is there can't be looked at.
+        (Errno::PERM, |cause| matches!(cause, Cause::SharingNeedsCapability { .. })),
+        (Errno::IO, |cause| *cause == Cause::Unexpected(Errno::IO)),
+        (Errno::MFILE, |cause| *cause == Cause::TooManyFiles),
+        // It is never gone, although it can't be found: whoever waits for that gives up.
+        (Errno::NOENT, |cause| matches!(cause, Cause::ProgramPresent { name: None, .. })),
+    ];
     for (errno, is_cause) in rows {
         let device = device(kernel(Call::OpenById, errno));
         let first = DefaultProgram::attach(&device, AttachMode::Best).unwrap();

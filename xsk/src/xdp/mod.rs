@@ -18,6 +18,46 @@
 //!
 //! A program is attached by a link: when the last descriptor of the link is closed, also because
 //! the process was killed, the program is gone. [`DefaultProgram::keep`] makes it stay.
+//!
+//! # Steering
+//!
+//! A [`Steering`] says which packets go to sockets at all; the Linux stack has the rest, so an
+//! interface goes on answering ARP, ICMP and all else that the sockets don't want:
+//!
+//! ```
+//! use xsk::xdp::{AttachMode, DefaultProgram, Steering};
+//! # let sim = xsk_sim::Sim::new();
+//! # let device = sim.device("sim0")?;
+//! let echo = Steering::udp_ports([7]);
+//! let program = DefaultProgram::attach_with(&device, &echo, AttachMode::Best)?;
+//! # assert_eq!(device.info()?.programs()[0].name.as_deref(), Some("xsk_udp_7"));
+//! # Ok::<(), xsk::Error>(())
+//! ```
+//!
+//! # Sharing
+//!
+//! An interface has one program, and several processes may want its queues. They all call
+//! [`DefaultProgram::attach_with`] with the same steering: the first attaches the program, the others
+//! join it. Joining is opening what is there: the link, the program and the map. From then on nobody
+//! is first: each has a share, each enters its own sockets into the one map, and the program is gone
+//! when the last of them is, in whatever order they go and however, by `kill -9` too. A process's
+//! sockets leave the map with it, and its packets go to the Linux stack again. The map has a slot for
+//! every queue that the interface could have, so queues may be added later.
+//!
+//! A program is the same if the kernel's hash of its instructions is (its tag, which leaves out the
+//! map), and its name, and if it has one XSKMAP and no other map. What is there else is told with who
+//! keeps it there ([`Owner`]), as far as it can be seen: [`Cause::ProgramPresent`] for somebody
+//! else's, [`Cause::OtherRules`] for another steering, [`Cause::OtherMode`] where a mode other than
+//! [`AttachMode::Best`] was asked for and another is running.
+//!
+//! | to | a process needs, beside `CAP_NET_RAW` for its sockets |
+//! |---|---|
+//! | attach | `CAP_BPF`, `CAP_NET_ADMIN` |
+//! | join ([`attach_with`](DefaultProgram::attach_with)) | the same and `CAP_SYS_ADMIN`: Linux opens links, programs and maps by number for nobody else ([`Cause::SharingNeedsCapability`]) |
+//! | join one that is kept ([`join_kept`](DefaultProgram::join_kept)) | `CAP_BPF`, `CAP_NET_ADMIN`, and to be allowed to read and write the files that [`keep`](DefaultProgram::keep) made |
+//!
+//! Those who share a program trust each other: each can replace the sockets of all, and take the
+//! program off.
 
 pub mod asm;
 mod shared;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{AttachMode, Attachment, Program, Refusal, Steering, XSKMAP, XskMap};
 use crate::device::Device;
-use crate::error::{Cause, Doing, Error, Result, general};
+use crate::error::{Cause, Doing, Error, Result, general, list};
 use crate::kernel::{
     AttachedId, Errno, Handle, Holder, Kernel, LINK_XDP, Numbered, ProgramHolder, ProgramInfo,
 };
@@ -37,7 +37,7 @@ const PROGRAM: &str = "program";
 pub enum Owner {
     /// Processes that hold its link: the program is gone with the last of them.
     Processes(Vec<Holder>),
-    /// A link that no process holds: it is kept under a name in a BPF file system.
+    /// A link that no process is seen to hold: it is kept under a name in a BPF file system.
     Kept {
         /// The number of the link.
         link: u32,
@@ -55,10 +55,7 @@ impl Owner {
     /// Who keeps the program of this number on the interface.
     #[cold]
     pub(super) fn of(kernel: &dyn Kernel, ifindex: u32, program: u32) -> Self {
-        let link = match find_link(kernel, ifindex, program) {
-            Ok(link) => Ok(link.map(|(_, id)| id)),
-            Err(errno) => Err(errno),
-        };
+        let link = find_link(kernel, ifindex, program).map(|link| link.map(|(_, id)| id));
         let (linked, others): (Vec<_>, Vec<_>) =
             kernel.program_holders(program).into_iter().partition(|holder| match link {
                 Ok(Some(link)) => holder.link == Some(link),
@@ -80,23 +77,11 @@ impl Owner {
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |f: &mut fmt::Formatter<'_>, holders: &[Holder]| {
-            holders
-                .iter()
-                .enumerate()
-                .try_for_each(|(n, holder)| write!(f, "{}{holder}", if n == 0 { "" } else { ", " }))
-        };
         match self {
-            Self::Processes(holders) => {
-                f.write_str("by ")?;
-                list(f, holders)
-            }
-            Self::Kept { link } => write!(f, "by link {link}, which no process holds"),
+            Self::Processes(holders) => write!(f, "by {}", list(holders)),
+            Self::Kept { link } => write!(f, "by link {link}, which no process that is seen holds"),
             Self::Nobody { open_in } if open_in.is_empty() => f.write_str("without a link"),
-            Self::Nobody { open_in } => {
-                f.write_str("without a link; open in ")?;
-                list(f, open_in)
-            }
+            Self::Nobody { open_in } => write!(f, "without a link; open in {}", list(open_in)),
             Self::Unknown => f.write_str("by whom is not shown to this process"),
         }
     }
@@ -120,7 +105,8 @@ fn find_link(kernel: &dyn Kernel, ifindex: u32, program: u32) -> Result<Option<(
             Err(Errno::NOENT | Errno::AGAIN) => continue,
             Err(errno) => return Err(errno),
         };
-        let info = kernel.link_info((*link).as_fd())?;
+        // Links of some other kinds can't always tell what they are.
+        let Ok(info) = kernel.link_info((*link).as_fd()) else { continue };
         if (info.kind, info.ifindex, info.program) == (LINK_XDP, ifindex, program)
             && found.replace((link, info.id)).is_some()
         {
