@@ -475,7 +475,8 @@ fn attaching() {
 
 #[test]
 fn joining() {
-    let rows: [(Errno, fn(&Cause) -> bool); 4] = [
+    type IsCause = fn(&Cause) -> bool;
+    let rows: [(Errno, IsCause); 4] = [
         // What is there can't be looked at.
         (Errno::PERM, |cause| matches!(cause, Cause::SharingNeedsCapability { .. })),
         (Errno::IO, |cause| *cause == Cause::Unexpected(Errno::IO)),
