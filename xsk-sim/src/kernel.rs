@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use xsk::abi::{SOL_XDP, SockaddrXdp, UmemReg};
 use xsk::kernel::{
-    Devices, Errno, Handle, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, POLLERR, PollEntry, ProgramInfo,
-    ProgramSpec, Programs, RawSocket, Sockets, Watch,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, LINK_XDP, Limits, LinkInfo, MapInfo, MapSpec,
+    Mapping, Numbered, POLLERR, PollEntry, ProgramHolder, ProgramInfo, ProgramSpec, Programs, RawSocket,
+    Sockets, Watch,
 };
 
 use crate::bpf::{Program, XskMap};
@@ -213,8 +214,8 @@ impl Sim {
 
 impl Programs for Sim {
     fn create_map(&self, spec: &MapSpec<'_>) -> Result<Handle, Errno> {
-        let map = Arc::new(XskMap::new(spec)?);
         self.open(|state| {
+            let map = Arc::new(XskMap::new(state.number() as u32, spec)?);
             state.maps.push(Arc::downgrade(&map));
             Ok(Object::Map(map))
         })
@@ -261,8 +262,8 @@ impl Programs for Sim {
             };
             let link = LinkId(state.number());
             let device = state.net.devices.get_mut(&ifindex).ok_or(Errno::INVAL)?;
-            device.attach(link, program, flags)?;
-            Ok(Object::Link(link))
+            device.attach(link, program.clone(), flags)?;
+            Ok(Object::Link(link, program))
         })
     }
 
@@ -271,11 +272,63 @@ impl Programs for Sim {
         Err(Errno::OPNOTSUPP)
     }
 
-    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno> {
+    /// Always `EOPNOTSUPP`, as [`pin`](Self::pin).
+    fn open_pinned(&self, _path: &Path) -> Result<Handle, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno> {
+        self.open(|state| state.numbered(kind, id).ok_or(Errno::NOENT))
+    }
+
+    fn next_link(&self, after: u32) -> Result<u32, Errno> {
         self.with(|state| {
-            let program = state.programs.get(&id).and_then(Weak::upgrade).ok_or(Errno::NOENT)?;
-            Ok(ProgramInfo { id, name: program.name().to_owned() })
+            let links = state.files.values().filter_map(|object| match object {
+                Object::Link(link, _) => Some(link.id()),
+                _ => None,
+            });
+            links.filter(|&id| id > after).min().ok_or(Errno::NOENT)
         })
+    }
+
+    fn program_info(&self, program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno> {
+        self.with(|state| match state.files.get(&program.as_raw_fd()) {
+            Some(Object::Program(program)) => Ok(program.info()),
+            _ => Err(Errno::INVAL),
+        })
+    }
+
+    fn map_info(&self, map: BorrowedFd<'_>) -> Result<MapInfo, Errno> {
+        self.with(|state| state.map(map.as_raw_fd()).map(|map| map.info()))
+    }
+
+    fn link_info(&self, link: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+        self.with(|state| {
+            let Some(Object::Link(link, program)) = state.files.get(&link.as_raw_fd()) else {
+                return Err(Errno::INVAL);
+            };
+            let device = state.net.devices.iter().find(|(_, device)| device.has(*link));
+            let ifindex = device.map_or(0, |(&index, _)| index);
+            Ok(LinkInfo { id: link.id(), kind: LINK_XDP, program: program.id(), ifindex })
+        })
+    }
+
+    /// This process, once for each link and for the program.
+    fn program_holders(&self, id: u32) -> Vec<ProgramHolder> {
+        let name = std::env::current_exe().ok();
+        let name = name.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let process = Holder { pid: std::process::id(), name: name.into_owned() };
+        let mut links: Vec<_> = self.with(|state| {
+            let open = |object: &Object| match object {
+                Object::Link(link, program) if program.id() == id => Some(Some(link.id())),
+                Object::Program(program) if program.id() == id => Some(None),
+                _ => None,
+            };
+            state.files.values().filter_map(open).collect()
+        });
+        links.sort_unstable();
+        links.dedup();
+        links.into_iter().map(|link| ProgramHolder { process: process.clone(), link }).collect()
     }
 }
 

@@ -73,6 +73,13 @@ struct Attachment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkId(pub(crate) u64);
 
+impl LinkId {
+    /// As the contract has it.
+    pub(crate) fn id(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 /// A packet on its way to a device.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -180,6 +187,11 @@ impl Device {
         self.attached.take_if(|attachment| attachment.link == link);
     }
 
+    /// Whether it has the program of this link.
+    pub(crate) fn has(&self, link: LinkId) -> bool {
+        self.attached.as_ref().is_some_and(|attachment| attachment.link == link)
+    }
+
     /// Shows a packet that leaves to those who record, and forgets who no longer does.
     fn record(&mut self, packet: &[u8]) {
         self.taps.retain(|tap| {
@@ -277,6 +289,7 @@ impl Network {
             channels: Some(Channels { rx: 0, tx: 0, combined: queues }),
             rx_queues: queues,
             tx_queues: queues,
+            max_queues: MAX_QUEUES,
             features: Some(DriverFeatures {
                 xdp: XdpFeatures::BASIC | XdpFeatures::REDIRECT,
                 zc_max_segs: None,

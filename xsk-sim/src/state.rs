@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Weak};
 
-use xsk::kernel::{Errno, InterfaceInfo};
+use xsk::kernel::{Errno, InterfaceInfo, Numbered};
 use xsk::xdp::asm::{XDP_PASS, XDP_REDIRECT, XDP_TX};
 
 use crate::bpf::{Context, Program, XskMap};
@@ -19,7 +19,8 @@ pub(crate) enum Object {
     Socket(SocketId),
     Map(Arc<XskMap>),
     Program(Arc<Program>),
-    Link(LinkId),
+    /// A link, with its program, which it keeps when it has lost its device.
+    Link(LinkId, Arc<Program>),
 }
 
 /// The state of one simulated kernel.
@@ -75,6 +76,20 @@ impl State {
         self.sockets.get_mut(&id).expect("a socket lives as long as its file")
     }
 
+    /// What lives under a number.
+    pub(crate) fn numbered(&self, kind: Numbered, id: u32) -> Option<Object> {
+        match kind {
+            Numbered::Program => self.programs.get(&id)?.upgrade().map(Object::Program),
+            Numbered::Map => {
+                self.maps.iter().filter_map(Weak::upgrade).find(|map| map.id() == id).map(Object::Map)
+            }
+            Numbered::Link => {
+                let is_it = |object: &&Object| matches!(object, Object::Link(link, _) if link.id() == id);
+                self.files.values().find(is_it).cloned()
+            }
+        }
+    }
+
     /// The map of an open descriptor.
     pub(crate) fn map(&self, fd: RawFd) -> Result<Arc<XskMap>, Errno> {
         match self.files.get(&fd) {
@@ -83,12 +98,15 @@ impl State {
         }
     }
 
-    /// The last descriptor of an object is about to be closed.
+    /// A descriptor of an object is about to be closed.
     pub(crate) fn close(&mut self, fd: RawFd) {
         match self.files.remove(&fd) {
-            Some(Object::Link(link)) => {
-                for device in self.net.devices.values_mut() {
-                    device.detach(link);
+            Some(Object::Link(link, _)) => {
+                let open = |object: &Object| matches!(object, Object::Link(other, _) if *other == link);
+                if !self.files.values().any(open) {
+                    for device in self.net.devices.values_mut() {
+                        device.detach(link);
+                    }
                 }
             }
             // The socket itself may live on, by what was mapped of it.

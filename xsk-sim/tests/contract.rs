@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::*;
 use xsk::abi::*;
 use xsk::kernel::{
-    AttachedId, Channels, Errno, IFF_RUNNING, IFF_UP, Kernel, MapSpec, POLLERR, POLLIN, POLLOUT, RawSocket,
+    AttachedId, Channels, Errno, IFF_RUNNING, IFF_UP, Kernel, LINK_XDP, LinkInfo, MapSpec, Numbered, POLLERR,
+    POLLIN, POLLOUT, RawSocket,
 };
 use xsk::xdp::asm::{self, Reg};
 use xsk_sim::Sim;
@@ -604,14 +605,15 @@ fn attaching_is_checked_as_on_linux() {
         let link = attach(1, first).unwrap();
         let [AttachedId { mode: found, id }] = attached()[..] else { panic!("one program") };
         assert_eq!(found, mode);
-        assert_eq!(kernel.program_info(id).unwrap().name, "test");
+        let program = kernel.open_by_id(Numbered::Program, id).unwrap();
+        assert_eq!(kernel.program_info((*program).as_fd()).unwrap().name, "test");
         assert_eq!(attach(1, same).err(), Some(Errno::BUSY));
         assert_eq!(attach(1, other).err(), Some(Errno::EXIST));
         assert!(attach(2, other).is_ok(), "another device");
         drop(link);
         assert_eq!(attached(), [], "the link is closed");
     }
-    assert_eq!(kernel.program_info(0).err(), Some(Errno::NOENT));
+    assert_eq!(kernel.open_by_id(Numbered::Program, 0).err(), Some(Errno::NOENT));
 }
 
 #[test]
@@ -623,9 +625,58 @@ fn a_program_lives_as_long_as_its_link() {
     let link = kernel.attach((*program).as_fd(), 1, 0).unwrap();
     drop(program);
     let id = kernel.interface(1).unwrap().attached[0].id;
-    assert!(kernel.program_info(id).is_ok());
+    assert!(kernel.open_by_id(Numbered::Program, id).is_ok());
     drop(link);
-    assert_eq!(kernel.program_info(id).err(), Some(Errno::NOENT));
+    assert_eq!(kernel.open_by_id(Numbered::Program, id).err(), Some(Errno::NOENT));
+}
+
+#[test]
+fn objects_are_found_and_opened_by_their_numbers() {
+    let sim = Sim::new();
+    let kernel = sim.kernel();
+    let over_a_map = || {
+        let map = xskmap(&*kernel, 3);
+        (load(&*kernel, &redirect(&map, asm::XDP_PASS)).unwrap(), map)
+    };
+    let (program, map) = over_a_map();
+    let link = kernel.attach((*program).as_fd(), 2, 0).unwrap();
+
+    let its_map = kernel.map_info((*map).as_fd()).unwrap();
+    assert_eq!((its_map.kind, its_map.max_entries, &its_map.name[..]), (XSKMAP, 3, "xsks"));
+    let its_program = kernel.program_info((*program).as_fd()).unwrap();
+    assert_eq!((&its_program.name[..], &its_program.maps[..]), ("test", &[its_map.id][..]));
+    let its_link = kernel.link_info((*link).as_fd()).unwrap();
+    let info = LinkInfo { id: its_link.id, kind: LINK_XDP, program: its_program.id, ifindex: 2 };
+    assert_eq!(its_link, info);
+    assert_eq!(kernel.program_info((*map).as_fd()).err(), Some(Errno::INVAL));
+    assert_eq!(kernel.link_info((*program).as_fd()).err(), Some(Errno::INVAL));
+
+    let (twin, _its_map) = over_a_map();
+    assert_eq!(kernel.program_info((*twin).as_fd()).unwrap().tag, its_program.tag);
+    let other = load(&*kernel, &redirect(&map, asm::XDP_DROP)).unwrap();
+    assert_ne!(kernel.program_info((*other).as_fd()).unwrap().tag, its_program.tag);
+
+    let holders = || kernel.program_holders(its_program.id).into_iter().map(|h| h.link).collect::<Vec<_>>();
+    assert_eq!(holders(), [None, Some(its_link.id)]);
+
+    assert_eq!((kernel.next_link(0), kernel.next_link(its_link.id)), (Ok(its_link.id), Err(Errno::NOENT)));
+    let again = kernel.open_by_id(Numbered::Link, its_link.id).unwrap();
+    drop((link, program));
+    assert_eq!(
+        (kernel.interface(2).unwrap().attached[0].id, holders()),
+        (its_program.id, vec![Some(its_link.id)])
+    );
+    assert_eq!(kernel.link_info((*again).as_fd()), Ok(info));
+    let its_program_again = kernel.open_by_id(Numbered::Program, its_program.id).unwrap();
+    assert_eq!(kernel.program_info((*its_program_again).as_fd()), Ok(its_program));
+    let its_map_again = kernel.open_by_id(Numbered::Map, its_map.id).unwrap();
+    assert_eq!(kernel.map_info((*its_map_again).as_fd()), Ok(its_map));
+
+    sim.remove("sim1").unwrap();
+    assert_eq!(kernel.link_info((*again).as_fd()), Ok(LinkInfo { ifindex: 0, ..info }));
+    drop(again);
+    assert_eq!(kernel.open_by_id(Numbered::Link, its_link.id).err(), Some(Errno::NOENT));
+    assert_eq!(kernel.next_link(0), Err(Errno::NOENT));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![cfg(target_os = "linux")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,10 +15,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use xsk::abi::RingKind;
 use xsk::error::Doing;
-use xsk::kernel::Errno;
+use xsk::kernel::linux::Linux;
+use xsk::kernel::{
+    Devices as _, Errno, Handle, ProgramSpec, Programs as _, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+};
 use xsk::socket::{MAX_RING_ENTRIES, RxTx, SocketBuilder};
 use xsk::umem::{PageSize, Pair};
-use xsk::xdp::{AttachMode, DefaultProgram, Program, XskMap};
+use xsk::xdp::{AttachMode, DefaultProgram, Owner, Program, Steering, XskMap, asm};
 use xsk::{Cause, Device, Error, Interest, Mode, Pool, Sent, Socket, Umem};
 use xsk_testbed::{PacketSocket, Testbed, UdpFrame, bed};
 
@@ -195,6 +198,13 @@ fn other_process() {
             }
             untouched(&umem, &pool);
             at_once(&device).open(&umem).unwrap();
+        }
+        "foreign" => {
+            let program = foreign_program();
+            let index = Linux.index_of("xsk0").unwrap();
+            let _link = Linux.attach(program.as_fd(), index, XDP_FLAGS_DRV_MODE).unwrap();
+            println!("ready");
+            until_stdin_ends();
         }
         "end" => std::process::exit(3),
         role if role.starts_with("probe ") => {
@@ -730,22 +740,26 @@ fn a_program_that_is_there_already_is_named() {
     let device = device(&bed);
     let map = XskMap::new(&device).unwrap();
     let newcomer = Program::redirect(&map).unwrap();
-    for (mode, other, off) in [
-        (AttachMode::Native, AttachMode::Generic, "xdpdrv"),
-        (AttachMode::Generic, AttachMode::Native, "xdpgeneric"),
-    ] {
+    for (mode, other) in
+        [(AttachMode::Native, AttachMode::Generic), (AttachMode::Generic, AttachMode::Native)]
+    {
         let present = DefaultProgram::attach(&device, mode).unwrap();
         let before = device.info().unwrap();
         let [program] = before.programs() else { panic!("{before:?}") };
         let id = program.id;
-        let cause = Cause::ProgramPresent { id, name: Some("xsk_redirect".into()), mode };
+        let holders = device.kernel().program_holders(id);
+        let this = holders.iter().find(|holder| holder.link.is_some()).unwrap().process.clone();
+        assert_eq!(this.pid, std::process::id());
+        let named = format!("by {this}");
+        let owner = Owner::Processes(vec![this]);
+        let cause = Cause::ProgramPresent { id, name: Some("xsk_redirect".into()), mode, owner };
         for (asked, errno) in [(mode, Errno::BUSY), (other, Errno::EXIST)] {
             let error = newcomer.attach(&device, asked).unwrap_err();
             assert_eq!(*error.cause(), cause);
             assert_eq!(*error.doing(), Doing::Attach { interface: "xsk0".into(), mode: asked });
             let mode = format!("({mode})");
-            explained(&error, Some(errno), &["xsk0", "xsk_redirect", &id.to_string(), &mode], off);
-            assert!(error.remedy().contains(&format!("show id {id}")), "{}", error.remedy());
+            let named = ["xsk0", "xsk_redirect", &id.to_string(), &mode, &named];
+            explained(&error, Some(errno), &named, "this very process");
         }
         // Generic mode would not help here, so the better of both is the same error.
         let error = newcomer.attach(&device, AttachMode::Best).unwrap_err();
@@ -753,6 +767,176 @@ fn a_program_that_is_there_already_is_named() {
         assert_eq!(device.info().unwrap(), before);
         drop(present);
         assert!(device.info().unwrap().programs().is_empty());
+    }
+}
+
+/// A program that passes everything, of no use to sockets.
+fn foreign_program() -> Handle {
+    let pass = [asm::alu_imm(asm::Alu::Mov, asm::Reg::R0, asm::XDP_PASS), asm::exit()];
+    let spec = ProgramSpec { instructions: &pass, flags: 0, name: "foreign" };
+    Linux.load_program(&spec, &mut String::new()).unwrap()
+}
+
+/// Attaches a program without a link, as `ip link set NAME xdpgeneric` does; -1 takes it off.
+fn set_generic_program(index: u32, fd: i32) {
+    const RTM_SETLINK: u16 = 19;
+    const REQUEST_ACK: u16 = 0x01 | 0x04;
+    const IFLA_XDP: u16 = 43 | 1 << 15;
+    const IFLA_XDP_FD: u16 = 1;
+    const IFLA_XDP_FLAGS: u16 = 3;
+    let mut message = Vec::new();
+    // nlmsghdr, ifinfomsg, then one attribute around two.
+    message.extend(52u32.to_ne_bytes());
+    message.extend([RTM_SETLINK, REQUEST_ACK].map(u16::to_ne_bytes).concat());
+    message.extend([0, 0, 0, index, 0, 0].map(u32::to_ne_bytes).concat());
+    message.extend([20, IFLA_XDP, 8, IFLA_XDP_FD].map(u16::to_ne_bytes).concat());
+    message.extend(fd.to_ne_bytes());
+    message.extend([8, IFLA_XDP_FLAGS].map(u16::to_ne_bytes).concat());
+    message.extend(XDP_FLAGS_SKB_MODE.to_ne_bytes());
+    let socket = rustix::net::socket(rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW, None);
+    let socket = socket.unwrap();
+    rustix::net::send(&socket, &message, rustix::net::SendFlags::empty()).unwrap();
+    let mut answer = [0u8; 1024];
+    rustix::net::recv(&socket, &mut answer[..], rustix::net::RecvFlags::empty()).unwrap();
+    let error = i32::from_ne_bytes(answer[16..20].try_into().unwrap());
+    assert_eq!(error, 0, "rtnetlink: {}", std::io::Error::from_raw_os_error(-error));
+}
+
+#[test]
+fn a_foreign_program_is_named_with_who_keeps_it() {
+    let Some(bed) = bed(|b| b) else { return };
+    let device = device(&bed);
+    let conflict = || {
+        let error = DefaultProgram::attach(&device, AttachMode::Best).unwrap_err();
+        let Cause::ProgramPresent { name, owner, .. } = error.cause() else { panic!("{error}") };
+        assert_eq!(name.as_deref(), Some("foreign"));
+        let owner = owner.clone();
+        (error, owner)
+    };
+
+    let mut other = spawn("foreign", || Ok(()));
+    other.says("ready");
+    let (error, owner) = conflict();
+    let Owner::Processes(processes) = owner else { panic!("{error}") };
+    let pids: Vec<_> = processes.iter().map(|holder| holder.pid).collect();
+    assert_eq!(pids, [other.child.id()]);
+    let process = format!("(process {})", other.child.id());
+    explained(
+        &error,
+        Some(Errno::BUSY),
+        &["xsk0", "foreign", "(native)", "by causes", &process],
+        "end causes",
+    );
+    // What the remedy says.
+    other.kill();
+    eventually("the program is gone", || device.info().unwrap().programs().is_empty());
+
+    // In a BPF file system only.
+    with_bpffs(|root| {
+        let program = foreign_program();
+        let link = Linux.attach(program.as_fd(), device.index(), XDP_FLAGS_SKB_MODE).unwrap();
+        let id = Linux.link_info(link.as_fd()).unwrap().id;
+        let file = root.join("bpf/foreign");
+        Linux.pin(link.as_fd(), &file).unwrap();
+        drop(link);
+        let (error, owner) = conflict();
+        assert_eq!(owner, Owner::Kept { link: id });
+        let (link, detach) = (format!("link {id}"), format!("bpftool link detach id {id}"));
+        explained(&error, Some(Errno::EXIST), &["(generic)", &link], &detach);
+        std::fs::remove_file(file).unwrap();
+        eventually("the program is gone", || device.info().unwrap().programs().is_empty());
+    });
+
+    // Without a link: as long as somebody has the program open, and when nobody has.
+    let program = foreign_program();
+    set_generic_program(device.index(), program.as_fd().as_raw_fd());
+    let (error, owner) = conflict();
+    let Owner::Nobody { open_in } = owner else { panic!("{error}") };
+    assert_eq!(open_in.iter().map(|holder| holder.pid).collect::<Vec<_>>(), [std::process::id()]);
+    explained(&error, Some(Errno::EXIST), &["without a link", "open in causes"], "xsk0 xdpgeneric off");
+    drop(program);
+    let (error, owner) = conflict();
+    assert_eq!(owner, Owner::Nobody { open_in: Vec::new() });
+    explained(
+        &error,
+        Some(Errno::EXIST),
+        &["without a link"],
+        "take it off: ip link set xsk0 xdpgeneric off",
+    );
+    set_generic_program(device.index(), -1);
+    drop(DefaultProgram::attach(&device, AttachMode::Best).unwrap());
+}
+
+#[test]
+fn a_program_with_other_rules_or_another_mode_is_named_with_its_owner() {
+    let Some(bed) = bed(|b| b) else { return };
+    let device = device(&bed);
+    let mut other = spawn("receive", || Ok(()));
+    other.says("ready");
+    let process = format!("(process {})", other.child.id());
+    let is_other = |owner: &Owner| matches!(owner, Owner::Processes(processes) if processes.iter().all(|h| h.pid == other.child.id()));
+    let there = device.info().unwrap().programs()[0].id;
+
+    let ports = Steering::udp_ports([53, 4242]);
+    let error = DefaultProgram::attach_with(&device, &ports, AttachMode::Best).unwrap_err();
+    let Cause::OtherRules { id, mode: AttachMode::Native, rules, asked, owner } = error.cause() else {
+        panic!("{error}")
+    };
+    assert_eq!((*id, &rules[..], &asked[..]), (there, "all packets", "udp dst port 53 or 4242"));
+    assert!(is_other(owner), "{error}");
+    let named = ["xsk0", "all packets", "udp dst port 53 or 4242", &process];
+    explained(&error, Some(Errno::BUSY), &named, "ask for the same packets, or end causes");
+
+    let error = DefaultProgram::attach(&device, AttachMode::Generic).unwrap_err();
+    let Cause::OtherMode { id, mode: AttachMode::Native, owner } = error.cause() else { panic!("{error}") };
+    assert!(*id == there && is_other(owner), "{error}");
+    explained(&error, Some(Errno::EXIST), &["xsk0", "(native)", &process], "ask for native mode");
+    // What the remedy says.
+    for mode in [AttachMode::Native, AttachMode::Best] {
+        let joined = DefaultProgram::attach(&device, mode).unwrap();
+        assert_eq!((joined.is_joined(), joined.mode()), (true, AttachMode::Native));
+    }
+
+    // Who may not look at it is told what that takes, and that it can be had otherwise.
+    let error = without(CapabilitySet::SYS_ADMIN, || DefaultProgram::attach(&device, AttachMode::Best));
+    let error = error.unwrap_err();
+    let Cause::SharingNeedsCapability { id, mode: AttachMode::Native, owner } = error.cause() else {
+        panic!("{error}")
+    };
+    assert!(*id == there && is_other(owner), "{error}");
+    explained(&error, Some(Errno::BUSY), &["xsk0", "CAP_SYS_ADMIN", &process], "DefaultProgram::join_kept");
+}
+
+#[test]
+fn a_map_has_slots_for_queues_that_come_into_use_later() {
+    let Some(bed) = bed(|b| b.queues(3)) else { return };
+    let device = device(&bed);
+    set_channels(&bed.a().name, 1, 1);
+    bed.peer(|| set_channels("xsk1", 1, 1)).unwrap();
+    let info = device.info().unwrap();
+    assert_eq!((info.queues(), info.max_queues()), (1, 3));
+    let program = DefaultProgram::attach(&device, AttachMode::Native).unwrap();
+    assert_eq!(program.map().slots(), 3);
+    set_channels(&bed.a().name, 3, 3);
+    let (umem, _pool) = small();
+    let xsk = at_once(&device).queue(2).open(&umem).unwrap();
+    program.insert(&xsk.socket).unwrap();
+}
+
+#[test]
+fn steering_by_no_ports_or_too_many_is_refused() {
+    let sim = xsk_sim::Sim::new();
+    let device = sim.device("sim0").unwrap();
+    let odd = |count: u16| Steering::udp_ports((0..count).map(|n| 2 * n + 1));
+    let max = Steering::MAX_PORT_RUNS;
+    for (count, remedy) in [(0, "at least one port"), (max as u16 + 1, "consecutive")] {
+        let error = DefaultProgram::attach_with(&device, &odd(count), AttachMode::Best).unwrap_err();
+        let runs = usize::from(count);
+        assert_eq!(
+            (error.doing(), error.cause()),
+            (&Doing::LoadProgram, &Cause::SteeringPorts { runs, max })
+        );
+        explained(&error, None, &[&count.to_string(), &max.to_string()], remedy);
     }
 }
 
@@ -885,9 +1069,52 @@ fn a_program_is_kept_in_a_bpf_file_system_alone() {
         drop(program);
         assert_eq!(attached(), 1, "the program outlives what attached it");
 
-        let error = DefaultProgram::attach(&device, AttachMode::Best).unwrap_err();
-        assert!(matches!(error.cause(), Cause::ProgramPresent { .. }), "{error}");
+        // What is kept is joined like any other, by its number or where it is kept; the latter takes
+        // fewer rights.
+        let by_number = DefaultProgram::attach(&device, AttachMode::Best).unwrap();
+        let join = |directory: &Path| DefaultProgram::join_kept(&device, &Steering::all(), directory);
+        let by_name = without(CapabilitySet::SYS_ADMIN, || join(&directory)).unwrap();
+        assert!(by_number.is_joined() && by_name.is_joined());
+        assert_eq!((by_name.mode(), by_name.map().slots()), (AttachMode::Native, 1));
+        let (umem, _pool) = small();
+        by_name.insert(&at_once(&device).open(&umem).unwrap().socket).unwrap();
+
         let lo = Device::open("lo").unwrap();
+        let refused = |error: Error, cause: Cause, remedy| {
+            assert_eq!(*error.cause(), cause);
+            assert!(matches!(error.doing(), Doing::JoinKept { .. }), "{error}");
+            explained(&error, error.errno(), &["kept at /mnt"], remedy);
+        };
+        for nothing in ["bpf/no", "bpf/mine", "elsewhere"] {
+            refused(join(&root.join(nothing)).unwrap_err(), Cause::NothingKept, "DefaultProgram::keep");
+        }
+        let error = DefaultProgram::join_kept(&lo, &Steering::all(), &directory).unwrap_err();
+        refused(error, Cause::KeptElsewhere, "belongs to the interface");
+        // Files in a wrong place: a link for a program.
+        std::fs::create_dir(root.join("bpf/mixed")).unwrap();
+        for (name, object) in [("link", "link"), ("program", "link"), ("xsks_map", "xsks_map")] {
+            let object = Linux.open_pinned(&directory.join(object)).unwrap();
+            Linux.pin(object.as_fd(), &root.join("bpf/mixed").join(name)).unwrap();
+        }
+        refused(join(&root.join("bpf/mixed")).unwrap_err(), Cause::NothingKept, "DefaultProgram::keep");
+        std::fs::remove_dir_all(root.join("bpf/mixed")).unwrap();
+        std::os::unix::fs::chown(directory.join("program"), Some(12345), Some(12345)).unwrap();
+        let error = without(nobody, || join(&directory)).unwrap_err();
+        refused(error, Cause::NoAccess, "owner of the directory");
+        let ports = Steering::udp_ports([53]);
+        let error = DefaultProgram::join_kept(&device, &ports, &directory).unwrap_err();
+        let Cause::OtherRules { rules, asked, .. } = error.cause() else { panic!("{error}") };
+        assert_eq!((&rules[..], &asked[..]), ("all packets", "udp dst port 53"));
+
+        // Who has joined keeps it too, and can keep it once more.
+        std::fs::remove_file(directory.join("link")).unwrap();
+        assert_eq!(attached(), 1);
+        let twice = root.join("bpf/twice");
+        by_name.keep(&twice).unwrap();
+        drop((by_number, by_name));
+        assert_eq!(attached(), 1);
+        std::fs::rename(twice.join("link"), directory.join("link")).unwrap();
+
         let second = DefaultProgram::attach(&lo, AttachMode::Generic).unwrap();
         let error = second.keep(&directory).unwrap_err();
         assert_eq!(*error.cause(), Cause::PathTaken);

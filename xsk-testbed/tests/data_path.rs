@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use xsk::abi::{SockaddrXdp, UmemReg};
 use xsk::kernel::linux::Linux;
 use xsk::kernel::{
-    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, PollEntry, ProgramInfo,
-    ProgramSpec, Programs, RawSocket, Sockets, Watch,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, LinkInfo, MapInfo, MapSpec, Mapping,
+    Numbered, PollEntry, ProgramHolder, ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets, Watch,
 };
 use xsk::socket::RxTx;
 use xsk::xdp::{AttachMode, DefaultProgram};
@@ -139,8 +139,32 @@ impl Programs for Counting {
     fn pin(&self, object: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
         Linux.pin(object, path)
     }
-    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno> {
-        Linux.program_info(id)
+    fn open_pinned(&self, path: &Path) -> Result<Handle, Errno> {
+        Linux.open_pinned(path)
+    }
+
+    fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno> {
+        Linux.open_by_id(kind, id)
+    }
+
+    fn next_link(&self, after: u32) -> Result<u32, Errno> {
+        Linux.next_link(after)
+    }
+
+    fn program_info(&self, program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno> {
+        Linux.program_info(program)
+    }
+
+    fn map_info(&self, map: BorrowedFd<'_>) -> Result<MapInfo, Errno> {
+        Linux.map_info(map)
+    }
+
+    fn link_info(&self, link: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+        Linux.link_info(link)
+    }
+
+    fn program_holders(&self, id: u32) -> Vec<ProgramHolder> {
+        Linux.program_holders(id)
     }
 }
 

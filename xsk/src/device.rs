@@ -1,12 +1,13 @@
 //! Network interfaces: what they are and what they can do for AF_XDP.
 
 use core::fmt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use crate::abi::XdpFeatures;
 use crate::error::{Cause, Doing, Error, Result, general};
-use crate::kernel::{self, Errno, InterfaceInfo, Kernel};
-use crate::xdp::AttachMode;
+use crate::kernel::{self, Errno, InterfaceInfo, Kernel, Numbered};
+use crate::xdp::{AttachMode, mode_of};
 
 /// A network interface of some kernel.
 ///
@@ -118,14 +119,17 @@ pub struct AttachedProgram {
 pub(crate) fn attached(kernel: &dyn Kernel, info: &InterfaceInfo) -> Vec<AttachedProgram> {
     let program = |attached: &kernel::AttachedId| AttachedProgram {
         id: attached.id,
-        name: kernel.program_info(attached.id).ok().map(|p| p.name).filter(|name| !name.is_empty()),
-        mode: match attached.mode {
-            1 => Some(AttachMode::Native),
-            2 => Some(AttachMode::Generic),
-            _ => None,
-        },
+        name: name_of(kernel, attached.id),
+        mode: mode_of(attached),
     };
     info.attached.iter().map(program).collect()
+}
+
+/// The name of a program, where it has one and the caller may ask.
+fn name_of(kernel: &dyn Kernel, id: u32) -> Option<String> {
+    let program = kernel.open_by_id(Numbered::Program, id).ok()?;
+    let info = kernel.program_info(program.as_fd()).ok()?;
+    Some(info.name).filter(|name| !name.is_empty())
 }
 
 /// What an interface is and can do, at one moment.
@@ -189,6 +193,11 @@ impl DeviceInfo {
     /// Queues that a socket can be bound to: the more of the two kinds.
     pub fn queues(&self) -> u32 {
         self.raw.rx_queues.max(self.raw.tx_queues)
+    }
+
+    /// Queues that it could have at most, in use or not (`ethtool -L` changes how many are).
+    pub fn max_queues(&self) -> u32 {
+        self.raw.max_queues.max(self.queues())
     }
 
     /// What XDP can do on this driver; `None` on kernels that don't tell (before 6.3).

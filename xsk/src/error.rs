@@ -15,7 +15,7 @@ use crate::abi::RingKind;
 use crate::kernel::Errno;
 pub use crate::kernel::Holder;
 use crate::umem::PageSize;
-use crate::xdp::AttachMode;
+use crate::xdp::{AttachMode, Owner};
 
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = core::result::Result<T, E>;
@@ -116,6 +116,13 @@ pub enum Doing {
         /// How.
         mode: AttachMode,
     },
+    /// Joining a program that is kept.
+    JoinKept {
+        /// The directory in a BPF file system.
+        path: String,
+        /// The interface.
+        interface: String,
+    },
     /// Keeping a program beyond its process.
     Keep {
         /// The path in a BPF file system.
@@ -150,12 +157,16 @@ impl fmt::Display for Doing {
             Self::Attach { interface, mode } => {
                 write!(f, "cannot attach an XDP program to {interface} ({mode})")
             }
+            Self::JoinKept { path, interface } => {
+                write!(f, "cannot join the program of {interface} that is kept at {path}")
+            }
             Self::Keep { path } => write!(f, "cannot keep the program at {path}"),
         }
     }
 }
 
-fn list<T: fmt::Display>(items: &[T]) -> String {
+/// Several in a sentence.
+pub(crate) fn list<T: fmt::Display>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -394,6 +405,14 @@ pub enum Cause {
         /// The most that this library asks a kernel for: queues are counted in 16 bits.
         max: u32,
     },
+    /// A steering by UDP ports has none, or too many.
+    #[error("{runs} runs of UDP ports are out of range: from 1 to {max}")]
+    SteeringPorts {
+        /// Runs of consecutive ports.
+        runs: usize,
+        /// The most.
+        max: usize,
+    },
     /// The verifier refused the program.
     #[error("the kernel's verifier refused the program")]
     Verifier {
@@ -401,7 +420,7 @@ pub enum Cause {
         log: String,
     },
     /// A program is attached to the interface already.
-    #[error("{} is attached already ({mode})", match name {
+    #[error("{} is attached already ({mode}), {owner}", match name {
         Some(name) => format!("XDP program {name} (number {id})"),
         None => format!("XDP program {id}"),
     })]
@@ -412,6 +431,47 @@ pub enum Cause {
         name: Option<String>,
         /// How it is attached.
         mode: AttachMode,
+        /// Who keeps it there.
+        owner: Owner,
+    },
+    /// This library's program is attached to the interface already, and steers otherwise.
+    #[error(
+        "this library's program (number {id}) is attached already ({mode}), {owner}, with other rules: {rules}; asked for: {asked}"
+    )]
+    OtherRules {
+        /// The kernel's number for it.
+        id: u32,
+        /// How it is attached.
+        mode: AttachMode,
+        /// What it steers to sockets, as far as its name tells.
+        rules: String,
+        /// What was asked for, in words of the same kind.
+        asked: String,
+        /// Who keeps it there.
+        owner: Owner,
+    },
+    /// This library's program is attached to the interface already, in another mode than was asked for.
+    #[error("this library's program (number {id}) is attached already in another mode ({mode}), {owner}")]
+    OtherMode {
+        /// The kernel's number for it.
+        id: u32,
+        /// How it is attached.
+        mode: AttachMode,
+        /// Who keeps it there.
+        owner: Owner,
+    },
+    /// A program is attached to the interface already, and the process may not look whether it can
+    /// be shared.
+    #[error(
+        "XDP program {id} is attached already ({mode}), {owner}, and the process lacks CAP_SYS_ADMIN to join it"
+    )]
+    SharingNeedsCapability {
+        /// The kernel's number for it.
+        id: u32,
+        /// How it is attached.
+        mode: AttachMode,
+        /// Who keeps it there.
+        owner: Owner,
     },
     /// The driver runs no XDP programs.
     #[error("{} runs no XDP programs", driver.as_deref().map_or("the driver".into(), |d| format!("the driver {d}")))]
@@ -455,9 +515,15 @@ pub enum Cause {
         /// The last part of the path.
         name: String,
     },
-    /// The process may not make files at the path.
-    #[error("the process may not make files there")]
+    /// The process may not make or open files at the path.
+    #[error("the process may not make or open files there")]
     NoAccess,
+    /// The directory does not hold what keeping a program leaves.
+    #[error("no program is kept there")]
+    NothingKept,
+    /// What is kept is not on the interface.
+    #[error("the program that is kept there is not on the interface")]
+    KeptElsewhere,
     /// In a stepped simulation, nothing could ever end this wait.
     #[error("nothing that could end this wait is left to happen")]
     Deadlock,
@@ -550,8 +616,22 @@ impl Cause {
             Self::SlotTaken { .. } => "The program would send its packets to the new socket instead.",
             Self::NeedsRxRing => "The program sends packets to it, which it could not take.",
             Self::MapSize { .. } => "It needs at least one, and memory for all.",
+            Self::SteeringPorts { .. } => {
+                "A program for no ports would give its sockets nothing, and a program has an end."
+            }
             Self::Verifier { .. } => "The kernel runs only programs that it can prove to be safe.",
             Self::ProgramPresent { .. } => "An interface has one XDP program, and one way to run it.",
+            Self::OtherRules { .. } => {
+                "An interface has one XDP program, which is shared by those who ask for the same. Where the \
+                 words are the same, other ports are behind them, or another version of this library."
+            }
+            Self::OtherMode { .. } => {
+                "An interface has one XDP program, and one way to run it for all who share it."
+            }
+            Self::SharingNeedsCapability { .. } => {
+                "Programs, maps and links of others are opened by their numbers, for which the kernel wants \
+                 CAP_SYS_ADMIN; CAP_BPF does not do."
+            }
             Self::NativeUnsupported { .. } => "Native mode runs the program inside the driver.",
             Self::NativeRefused { .. } => {
                 "Drivers refuse it while the interface is set up in a way that they can't serve; dmesg may \
@@ -564,7 +644,12 @@ impl Cause {
             Self::PathTaken => "A name there stands for one object.",
             Self::NoDirectory => "Only the last part of the path is made.",
             Self::DotInName { .. } => "BPF file systems keep names with dots for themselves.",
-            Self::NoAccess => "The directory's owner or mode does not allow it.",
+            Self::NoAccess => "The owner or mode of the directory, or of the files, does not allow it.",
+            Self::NothingKept => {
+                "Keeping a program leaves its link, its map and itself under the names link, xsks_map and \
+                 program."
+            }
+            Self::KeptElsewhere => "It was attached to another interface, or taken off.",
             Self::Deadlock => "The simulated kernel is stepped: packets move only when it is told so.",
             Self::Unexpected(_) => "This is an answer that the library doesn't know for this call.",
         }
@@ -655,15 +740,22 @@ impl Cause {
             Self::SlotTaken { .. } => "remove the other socket first, or replace it with `insert`".into(),
             Self::NeedsRxRing => "give the socket an RX ring, or leave it out of the map".into(),
             Self::MapSize { .. } => "use as many slots as the interface has queues".into(),
+            Self::SteeringPorts { runs: 0, .. } => "name at least one port".into(),
+            Self::SteeringPorts { .. } => "let the ports be consecutive, or take all packets".into(),
             Self::Verifier { .. } => "read its log below".into(),
-            Self::ProgramPresent { id, mode, .. } => format!(
-                "end the process that attached it (bpftool prog show id {id} may name it); if none is left: \
-                 ip link set INTERFACE {} off, or if a link holds it: bpftool link show, bpftool link \
-                 detach id LINK",
-                match mode {
-                    AttachMode::Generic => "xdpgeneric",
-                    _ => "xdpdrv",
-                }
+            Self::ProgramPresent { id, mode, owner, .. } => release_remedy(*id, *mode, owner),
+            Self::OtherRules { id, mode, owner, .. } => {
+                format!("ask for the same packets, or {}", release_remedy(*id, *mode, owner))
+            }
+            Self::OtherMode { id, mode, owner } => {
+                format!("ask for {mode} mode, or the better of both, or {}", release_remedy(*id, *mode, owner))
+            }
+            Self::SharingNeedsCapability { id, mode, owner } => format!(
+                "run as root or give the program the capability: setcap \
+                 cap_net_raw,cap_net_admin,cap_bpf,cap_sys_admin+ep PROGRAM; or have the first user keep the \
+                 program (DefaultProgram::keep) and join it there (DefaultProgram::join_kept); or enter all \
+                 sockets from one process; or {}",
+                release_remedy(*id, *mode, owner)
             ),
             Self::NativeUnsupported { .. } | Self::NativeRefused { .. } => {
                 "use generic mode, or the better of both".into()
@@ -681,7 +773,11 @@ impl Cause {
             Self::PathTaken => "use another name, or remove the file (which detaches a program kept there)".into(),
             Self::NoDirectory => "make the directory first: mkdir -p".into(),
             Self::DotInName { name } => format!("use a name such as {}", name.replace('.', "_")),
-            Self::NoAccess => "run as the owner of the directory, or use one of your own".into(),
+            Self::NoAccess => {
+                "run as the owner of the directory and the files in it, or use one of your own".into()
+            }
+            Self::NothingKept => "have the first user keep it there (DefaultProgram::keep)".into(),
+            Self::KeptElsewhere => "use the directory that belongs to the interface; if the program was taken off, remove its files".into(),
             Self::Deadlock => "inject a packet, or send one, before waiting; or wait with a timeout".into(),
             Self::Unexpected(_) => "see what the kernel says: dmesg; and please report it".into(),
         }
@@ -711,6 +807,42 @@ fn busy_remedy(holders: &[Holder]) -> String {
         others => ways.push(format!("end {}", list(others))),
     }
     format!("{}, or use another queue", ways.join(", or "))
+}
+
+/// How an interface gets rid of a program.
+fn release_remedy(id: u32, mode: AttachMode, owner: &Owner) -> String {
+    let off = format!(
+        "ip link set INTERFACE {} off",
+        match mode {
+            AttachMode::Generic => "xdpgeneric",
+            _ => "xdpdrv",
+        }
+    );
+    match owner {
+        Owner::Processes(holders) => {
+            let (own, others): (Vec<_>, Vec<_>) = holders.iter().partition(|h| h.pid == std::process::id());
+            let mut ways = Vec::new();
+            if !own.is_empty() {
+                ways.push("drop the one that this very process has attached".to_owned());
+            }
+            if !others.is_empty() {
+                ways.push(format!("end {}", list(&others)));
+            }
+            ways.join(" and ")
+        }
+        Owner::Kept { link } => format!(
+            "remove its file from the BPF file system (bpftool -f link show id {link} names it), or detach \
+             it: bpftool link detach id {link}"
+        ),
+        Owner::Nobody { open_in } if open_in.is_empty() => format!("take it off: {off}"),
+        Owner::Nobody { open_in } => {
+            format!("end {}, and if that leaves it there, take it off: {off}", list(open_in))
+        }
+        Owner::Unknown => format!(
+            "end the process that attached it (as root, bpftool prog show id {id} and bpftool link show name \
+             it); if none is left: {off}"
+        ),
+    }
 }
 
 impl Error {
@@ -746,7 +878,8 @@ impl Error {
             Doing::Bind { interface, .. }
             | Doing::Send { interface, .. }
             | Doing::Wait { interface, .. }
-            | Doing::Attach { interface, .. } => remedy.replace("INTERFACE", interface),
+            | Doing::Attach { interface, .. }
+            | Doing::JoinKept { interface, .. } => remedy.replace("INTERFACE", interface),
             _ => remedy,
         }
     }
@@ -780,11 +913,23 @@ impl core::error::Error for Error {}
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
         let kind = match (&error.0.cause, error.0.errno) {
-            (Cause::MissingCapability { .. } | Cause::Forbidden | Cause::NoAccess, _) => {
-                std::io::ErrorKind::PermissionDenied
+            (
+                Cause::MissingCapability { .. }
+                | Cause::SharingNeedsCapability { .. }
+                | Cause::Forbidden
+                | Cause::NoAccess,
+                _,
+            ) => std::io::ErrorKind::PermissionDenied,
+            (Cause::NoSuchInterface { .. } | Cause::NoDirectory | Cause::NothingKept, _) => {
+                std::io::ErrorKind::NotFound
             }
-            (Cause::NoSuchInterface { .. } | Cause::NoDirectory, _) => std::io::ErrorKind::NotFound,
-            (Cause::QueueBusy { .. } | Cause::ProgramPresent { .. }, _) => std::io::ErrorKind::AddrInUse,
+            (
+                Cause::QueueBusy { .. }
+                | Cause::ProgramPresent { .. }
+                | Cause::OtherRules { .. }
+                | Cause::OtherMode { .. },
+                _,
+            ) => std::io::ErrorKind::AddrInUse,
             (_, Some(errno)) => std::io::Error::from(errno).kind(),
             _ => std::io::ErrorKind::InvalidInput,
         };

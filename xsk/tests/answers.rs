@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use xsk::abi::{RingKind, SOL_XDP, SockaddrXdp, UmemReg, XDP_MAX_TX_SKB_BUDGET};
 use xsk::kernel::{
-    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, PollEntry, ProgramInfo,
-    ProgramSpec, Programs, RawSocket, Sockets, XDP_FLAGS_DRV_MODE,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, LinkInfo, MapInfo, MapSpec, Mapping,
+    Numbered, PollEntry, ProgramHolder, ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets, Watch,
+    XDP_FLAGS_DRV_MODE,
 };
 use xsk::umem::PageSize;
-use xsk::xdp::{AttachMode, DefaultProgram, Program, XskMap};
+use xsk::xdp::{AttachMode, DefaultProgram, Program, Steering, XskMap};
 use xsk::{Cause, Device, Error, Interest, Mode, Socket, Umem};
 
 /// The calls that can be made to fail.
@@ -31,6 +32,8 @@ enum Call {
     Load,
     AttachNative,
     AttachAny,
+    OpenById,
+    OpenPinned,
     IndexOf,
     Interface,
 }
@@ -173,8 +176,34 @@ impl Programs for Faulty {
         self.inner.pin(object, path)
     }
 
-    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno> {
-        self.inner.program_info(id)
+    fn open_pinned(&self, path: &Path) -> Result<Handle, Errno> {
+        self.faults.at(Call::OpenPinned)?;
+        self.inner.open_pinned(path)
+    }
+
+    fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno> {
+        self.faults.at(Call::OpenById)?;
+        self.inner.open_by_id(kind, id)
+    }
+
+    fn next_link(&self, after: u32) -> Result<u32, Errno> {
+        self.inner.next_link(after)
+    }
+
+    fn program_info(&self, program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno> {
+        self.inner.program_info(program)
+    }
+
+    fn map_info(&self, map: BorrowedFd<'_>) -> Result<MapInfo, Errno> {
+        self.inner.map_info(map)
+    }
+
+    fn link_info(&self, link: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+        self.inner.link_info(link)
+    }
+
+    fn program_holders(&self, id: u32) -> Vec<ProgramHolder> {
+        self.inner.program_holders(id)
     }
 }
 
@@ -436,7 +465,6 @@ fn attaching() {
         (Errno::NOMEM, same, Cause::OutOfMemory { bytes: 0 }),
         (Errno::INVAL, OLD, Cause::KernelTooOld { feature: "BPF links for XDP", since: "5.9" }),
         (Errno::MFILE, same, Cause::TooManyFiles),
-        (Errno::BUSY, same, Cause::Unexpected(Errno::BUSY)),
     ];
     for (errno, interface, cause) in rows {
         let mut kernel = kernel(AttachAny, errno);
@@ -447,6 +475,45 @@ fn attaching() {
             assert_cause(&error, errno, &cause);
             assert!(device.info().unwrap().programs().is_empty());
         }
+    }
+    // A program that is said to be there, and is not: one that comes and goes is waited for.
+    let device = device(kernel(AttachAny, Errno::BUSY));
+    let error = DefaultProgram::attach(&device, AttachMode::Best).unwrap_err();
+    assert_cause(&error, Errno::BUSY, &Cause::Unexpected(Errno::BUSY));
+}
+
+#[test]
+fn joining() {
+    type IsCause = fn(&Cause) -> bool;
+    let rows: [(Errno, IsCause); 4] = [
+        // What is there can't be looked at.
+        (Errno::PERM, |cause| matches!(cause, Cause::SharingNeedsCapability { .. })),
+        (Errno::IO, |cause| *cause == Cause::Unexpected(Errno::IO)),
+        (Errno::MFILE, |cause| *cause == Cause::TooManyFiles),
+        // It is never gone, although it can't be found: whoever waits for that gives up.
+        (Errno::NOENT, |cause| matches!(cause, Cause::ProgramPresent { name: None, .. })),
+    ];
+    for (errno, is_cause) in rows {
+        let device = device(kernel(Call::OpenById, errno));
+        let first = DefaultProgram::attach(&device, AttachMode::Best).unwrap();
+        let error = DefaultProgram::attach(&device, AttachMode::Best).unwrap_err();
+        assert!(is_cause(error.cause()), "{errno}: {error}");
+        assert_eq!(error.errno(), Some(Errno::BUSY), "the answer that led there");
+        drop(first);
+        assert!(device.info().unwrap().programs().is_empty());
+    }
+    // There is no BPF file system at `/`, so it is not the rights that lack.
+    for (errno, cause) in [
+        (Errno::NOENT, Cause::NothingKept),
+        (Errno::NOTDIR, Cause::NothingKept),
+        (Errno::ACCESS, Cause::NothingKept),
+        (Errno::OPNOTSUPP, Cause::NothingKept),
+        (Errno::MFILE, Cause::TooManyFiles),
+        (Errno::IO, Cause::Unexpected(Errno::IO)),
+    ] {
+        let device = device(kernel(Call::OpenPinned, errno));
+        let error = DefaultProgram::join_kept(&device, &Steering::all(), Path::new("/")).unwrap_err();
+        assert_cause(&error, errno, &cause);
     }
 }
 

@@ -18,9 +18,9 @@ use xsk::abi::{
 };
 use xsk::kernel::linux::{self, BPF_F_TEST_XDP_LIVE_FRAMES, Linux, XdpMd};
 use xsk::kernel::{
-    AttachedId, Channels, Devices, Errno, Handle, IFF_LOOPBACK, IFF_RUNNING, IFF_UP, Insn, MapSpec, Mapping,
-    POLLERR, POLLIN, POLLOUT, ProgramSpec, Programs, RawSocket, Sockets, XDP_FLAGS_DRV_MODE,
-    XDP_FLAGS_SKB_MODE,
+    AttachedId, Channels, Devices, Errno, Handle, IFF_LOOPBACK, IFF_RUNNING, IFF_UP, Insn, LINK_XDP,
+    LinkInfo, MapSpec, Mapping, Numbered, POLLERR, POLLIN, POLLOUT, ProgramSpec, Programs, RawSocket,
+    Sockets, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
 };
 use xsk::ring::{Consumer, Producer, RingMemory};
 use xsk::xdp::asm::{self, Reg, Width};
@@ -476,10 +476,6 @@ fn programs_run_and_attach() {
 
         let [native] = Linux.interface(left).unwrap().attached[..] else { panic!("one program") };
         assert_eq!(native.mode, 1);
-        let info = Linux.program_info(native.id).unwrap();
-        assert_eq!((info.id, &info.name[..]), (native.id, "xsk_test"));
-        assert_eq!(Linux.program_info(u32::MAX), Err(Errno::NOENT));
-
         assert_eq!(Linux.attach(pass.as_fd(), left, 0).unwrap_err(), Errno::BUSY);
         let both = XDP_FLAGS_DRV_MODE | XDP_FLAGS_SKB_MODE;
         assert_eq!(Linux.attach(pass.as_fd(), left, both).unwrap_err(), Errno::INVAL);
@@ -490,6 +486,108 @@ fn programs_run_and_attach() {
         let attached = Linux.interface(left).unwrap().attached;
         assert_eq!(attached, [AttachedId { mode: 2, id: native.id }]);
         assert_eq!(Linux.attach(pass.as_fd(), left, XDP_FLAGS_DRV_MODE).unwrap_err(), Errno::EXIST);
+    });
+}
+
+/// All links of the machine, by number.
+fn links() -> Vec<u32> {
+    std::iter::successors(Linux.next_link(0).ok(), |&after| Linux.next_link(after).ok()).collect()
+}
+
+#[test]
+fn objects_are_found_and_opened_by_their_numbers() {
+    in_namespace(|| {
+        make_veth("left", "right", 1);
+        let left = Linux.index_of("left").unwrap();
+        let spec = MapSpec {
+            kind: MAP_TYPE_XSKMAP,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 3,
+            flags: 0,
+            name: "m",
+        };
+        let over_a_map = || {
+            let map = Linux.create_map(&spec).unwrap();
+            let [low, high] = asm::load_map(Reg::R1, map.as_fd().as_raw_fd());
+            let pass = asm::alu_imm(asm::Alu::Mov, Reg::R0, asm::XDP_PASS);
+            (load(&[low, high, pass, asm::exit()]), map)
+        };
+        let (program, map) = over_a_map();
+        let link = Linux.attach(program.as_fd(), left, 0).unwrap();
+
+        let its_map = Linux.map_info(map.as_fd()).unwrap();
+        assert_eq!((its_map.kind, its_map.max_entries, &its_map.name[..]), (MAP_TYPE_XSKMAP, 3, "m"));
+        assert_eq!((its_map.key_size, its_map.value_size), (4, 4));
+        let its_program = Linux.program_info(program.as_fd()).unwrap();
+        assert_eq!((&its_program.name[..], &its_program.maps[..]), ("xsk_test", &[its_map.id][..]));
+        let its_link = Linux.link_info(link.as_fd()).unwrap();
+        let info = LinkInfo { id: its_link.id, kind: LINK_XDP, program: its_program.id, ifindex: left };
+        assert_eq!(its_link, info);
+
+        // The same instructions over another map have the same tag; others have another.
+        let twin = Linux.program_info(over_a_map().0.as_fd()).unwrap();
+        assert_eq!(twin.tag, its_program.tag);
+        assert_ne!((twin.id, &twin.maps), (its_program.id, &its_program.maps));
+        let other = Linux.program_info(verdict(asm::XDP_DROP).as_fd()).unwrap();
+        assert_ne!(other.tag, its_program.tag);
+        assert_eq!(other.maps, []);
+        // What is no program has no program's info.
+        assert_eq!(Linux.program_info(map.as_fd()), Err(Errno::INVAL));
+        assert_eq!(Linux.program_info(link.as_fd()).map(|info| info.maps).unwrap_or_default(), []);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(Linux.program_info(file.as_fd()), Err(Errno::INVAL));
+        assert_eq!(Linux.link_info(file.as_fd()), Err(Errno::INVAL));
+
+        let holders = Linux.program_holders(its_program.id);
+        let this = std::process::id();
+        assert!(holders.iter().all(|holder| holder.process.pid == this), "{holders:?}");
+        assert_eq!(holders.iter().map(|h| h.link).collect::<Vec<_>>(), [None, Some(its_link.id)]);
+
+        // Whoever opened the link keeps the program attached, and everything that it needs.
+        assert!(links().contains(&its_link.id) && links().is_sorted(), "{:?}", links());
+        let again = Linux.open_by_id(Numbered::Link, its_link.id).unwrap();
+        drop((link, program, map));
+        assert_eq!(Linux.interface(left).unwrap().attached, [AttachedId { mode: 1, id: its_program.id }]);
+        assert_eq!(Linux.link_info(again.as_fd()), Ok(info));
+        let program = Linux.open_by_id(Numbered::Program, its_program.id).unwrap();
+        assert_eq!(Linux.program_info(program.as_fd()), Ok(its_program.clone()));
+        let map = Linux.open_by_id(Numbered::Map, its_map.id).unwrap();
+        assert_eq!(Linux.map_info(map.as_fd()), Ok(its_map));
+
+        // Neither the program nor the map keeps it attached.
+        drop(again);
+        assert_eq!(Linux.interface(left).unwrap().attached, []);
+        assert_eq!(Linux.open_by_id(Numbered::Link, its_link.id).unwrap_err(), Errno::NOENT);
+        assert!(!links().contains(&its_link.id));
+        assert_eq!(Linux.next_link(i32::MAX as u32 - 1), Err(Errno::NOENT));
+
+        // A link that has lost its interface is on none.
+        let link = Linux.attach(program.as_fd(), left, 0).unwrap();
+        const RTM_DELLINK: u16 = 17;
+        change_link(RTM_DELLINK, 0, &[0, left, 0, 0].map(u32::to_ne_bytes).concat());
+        let lost = Linux.link_info(link.as_fd()).unwrap();
+        assert_eq!((lost.kind, lost.program, lost.ifindex), (LINK_XDP, its_program.id, 0));
+    });
+}
+
+#[test]
+fn opening_by_number_takes_cap_sys_admin() {
+    in_namespace(|| {
+        make_veth("left", "right", 1);
+        let program = verdict(asm::XDP_PASS);
+        let id = Linux.program_info(program.as_fd()).unwrap().id;
+        let link = Linux.attach(program.as_fd(), Linux.index_of("left").unwrap(), 0).unwrap();
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective.remove(rustix::thread::CapabilitySet::SYS_ADMIN);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        for kind in [Numbered::Program, Numbered::Map, Numbered::Link] {
+            assert_eq!(Linux.open_by_id(kind, id).unwrap_err(), Errno::PERM, "{kind:?}");
+        }
+        assert_eq!(Linux.next_link(0), Err(Errno::PERM));
+        // What is open already tells all that it tells others.
+        assert_eq!(Linux.program_info(program.as_fd()).unwrap().id, id);
+        assert_eq!(Linux.link_info(link.as_fd()).unwrap().program, id);
     });
 }
 
@@ -593,6 +691,14 @@ fn an_object_is_pinned_in_a_bpf_file_system() {
         Linux.pin(map.as_fd(), path).unwrap();
         assert!(path.exists());
         assert_eq!(Linux.pin(map.as_fd(), path), Err(Errno::EXIST));
+
+        let again = Linux.open_pinned(path).unwrap();
+        assert_eq!(Linux.map_info(again.as_fd()), Linux.map_info(map.as_fd()));
+        for (elsewhere, errno) in
+            [("/mnt/no", Errno::NOENT), ("/dev/null", Errno::ACCESS), ("/a\0b", Errno::INVAL)]
+        {
+            assert_eq!(Linux.open_pinned(Path::new(elsewhere)).unwrap_err(), errno, "{elsewhere:?}");
+        }
     });
 }
 

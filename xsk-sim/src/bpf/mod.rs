@@ -10,7 +10,8 @@ mod run;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use xsk::kernel::{Errno, MapSpec, ProgramSpec};
+use xsk::kernel::{Errno, Insn, MapInfo, MapSpec, ProgramInfo, ProgramSpec};
+use xsk::xdp::asm::BPF_PSEUDO_MAP_FD;
 
 use crate::socket::SocketId;
 use decode::{Op, decode};
@@ -39,6 +40,8 @@ fn check_name(name: &str) -> Result<(), Errno> {
 /// A map from numbers to sockets.
 #[derive(Debug)]
 pub(crate) struct XskMap {
+    id: u32,
+    name: String,
     max_entries: u32,
     read_only: bool,
     /// Locked for moments only, and under the kernel's own lock.
@@ -48,7 +51,7 @@ pub(crate) struct XskMap {
 impl XskMap {
     /// `BPF_MAP_CREATE`. Maps of other kinds are not simulated: `EINVAL`, as from a kernel that
     /// was built without them.
-    pub(crate) fn new(spec: &MapSpec<'_>) -> Result<Self, Errno> {
+    pub(crate) fn new(id: u32, spec: &MapSpec<'_>) -> Result<Self, Errno> {
         let known = BPF_F_NUMA_NODE | BPF_F_RDONLY | BPF_F_WRONLY;
         let both = BPF_F_RDONLY | BPF_F_WRONLY;
         if spec.kind != XSKMAP
@@ -62,10 +65,29 @@ impl XskMap {
         }
         check_name(spec.name)?;
         Ok(Self {
+            id,
+            name: spec.name.to_owned(),
             max_entries: spec.max_entries,
             read_only: spec.flags & BPF_F_RDONLY != 0,
             entries: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    /// The kernel's number for it.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// `BPF_OBJ_GET_INFO_BY_FD`.
+    pub(crate) fn info(&self) -> MapInfo {
+        MapInfo {
+            id: self.id,
+            kind: XSKMAP,
+            key_size: 4,
+            value_size: 4,
+            max_entries: self.max_entries,
+            name: self.name.clone(),
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<u32, SocketId>> {
@@ -132,11 +154,25 @@ fn word(bytes: &[u8]) -> Result<u32, Errno> {
     bytes.first_chunk().map(|word| u32::from_ne_bytes(*word)).ok_or(Errno::FAULT)
 }
 
+/// A hash of a program without its maps' descriptors, as the kernel's tag is; of another kind (FNV-1a).
+fn tag(instructions: &[Insn]) -> [u8; 8] {
+    let mut tag = 0xcbf2_9ce4_8422_2325_u64;
+    for insn in instructions {
+        let of_map = insn.code == 0x18 && insn.regs >> 4 == BPF_PSEUDO_MAP_FD;
+        let (off, imm) = (insn.off.to_le_bytes(), if of_map { 0 } else { insn.imm }.to_le_bytes());
+        for byte in [insn.code, insn.regs].into_iter().chain(off).chain(imm) {
+            tag = (tag ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    tag.to_le_bytes()
+}
+
 /// A loaded program.
 #[derive(Debug)]
 pub(crate) struct Program {
     id: u32,
     name: String,
+    tag: [u8; 8],
     ops: Vec<Op>,
     maps: Vec<Arc<XskMap>>,
 }
@@ -154,7 +190,7 @@ impl Program {
         }
         check_name(spec.name)?;
         let (ops, maps) = decode(spec.instructions, map, log)?;
-        Ok(Self { id, name: spec.name.to_owned(), ops, maps })
+        Ok(Self { id, name: spec.name.to_owned(), tag: tag(spec.instructions), ops, maps })
     }
 
     /// The kernel's number for it.
@@ -162,8 +198,13 @@ impl Program {
         self.id
     }
 
-    /// Its name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    /// `BPF_OBJ_GET_INFO_BY_FD`.
+    pub(crate) fn info(&self) -> ProgramInfo {
+        ProgramInfo {
+            id: self.id,
+            name: self.name.clone(),
+            tag: self.tag,
+            maps: self.maps.iter().map(|map| map.id).collect(),
+        }
     }
 }

@@ -51,8 +51,9 @@ use xsk::abi::{
     bytes_of_mut,
 };
 use xsk::kernel::{
-    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, MapSpec, Mapping, POLLIN, PollEntry,
-    ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets, Watch,
+    Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, LinkInfo, MapInfo, MapSpec, Mapping,
+    Numbered, POLLIN, PollEntry, ProgramHolder, ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets,
+    Watch,
 };
 
 use crate::socket::POLLRDNORM;
@@ -182,6 +183,12 @@ pub enum Call {
     Attach,
     /// `BPF_OBJ_PIN`.
     Pin,
+    /// `BPF_OBJ_GET`.
+    OpenPinned,
+    /// `BPF_PROG_GET_FD_BY_ID`, `BPF_MAP_GET_FD_BY_ID`, `BPF_LINK_GET_FD_BY_ID`, by what it opens.
+    OpenById(Numbered),
+    /// `BPF_LINK_GET_NEXT_ID`.
+    NextLink,
 }
 
 type Answer = Box<dyn Fn(Result<(), Errno>) -> Result<(), Errno> + Send + Sync>;
@@ -760,8 +767,32 @@ impl Programs for Wrapped {
         self.differences.call(Call::Pin, Some(()), || self.kernel.pin(object, path))
     }
 
-    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno> {
-        self.kernel.program_info(id)
+    fn open_pinned(&self, path: &Path) -> Result<Handle, Errno> {
+        self.differences.call(Call::OpenPinned, None, || self.kernel.open_pinned(path))
+    }
+
+    fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno> {
+        self.differences.call(Call::OpenById(kind), None, || self.kernel.open_by_id(kind, id))
+    }
+
+    fn next_link(&self, after: u32) -> Result<u32, Errno> {
+        self.differences.call(Call::NextLink, Some(0), || self.kernel.next_link(after))
+    }
+
+    fn program_info(&self, program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno> {
+        self.kernel.program_info(program)
+    }
+
+    fn map_info(&self, map: BorrowedFd<'_>) -> Result<MapInfo, Errno> {
+        self.kernel.map_info(map)
+    }
+
+    fn link_info(&self, link: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+        self.kernel.link_info(link)
+    }
+
+    fn program_holders(&self, id: u32) -> Vec<ProgramHolder> {
+        self.kernel.program_holders(id)
     }
 }
 

@@ -262,13 +262,72 @@ pub struct ProgramSpec<'a> {
     pub name: &'a str,
 }
 
-/// What the kernel tells of a loaded program.
+/// What the kernel tells of a loaded program (`struct bpf_prog_info`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramInfo {
     /// The kernel's number for it.
     pub id: u32,
     /// Its name, at most 15 bytes.
     pub name: String,
+    /// The kernel's hash of its instructions, in which the descriptors of maps are blanked: the same
+    /// program over another map has the same tag.
+    pub tag: [u8; 8],
+    /// The numbers of its maps.
+    pub maps: Vec<u32>,
+}
+
+/// What the kernel tells of a map (`struct bpf_map_info`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapInfo {
+    /// The kernel's number for it.
+    pub id: u32,
+    /// `BPF_MAP_TYPE_*`.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries.
+    pub max_entries: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+}
+
+/// What the kernel tells of a link (`struct bpf_link_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// The kernel's number for it.
+    pub id: u32,
+    /// `BPF_LINK_TYPE_*`: 6 is XDP.
+    pub kind: u32,
+    /// The number of its program.
+    pub program: u32,
+    /// The interface that an XDP program is on, in the network namespace of that interface; 0 when
+    /// the link was detached, and of links of other kinds.
+    pub ifindex: u32,
+}
+
+/// `BPF_LINK_TYPE_XDP`.
+pub const LINK_XDP: u32 = 6;
+
+/// What has a number and can be opened by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Numbered {
+    /// A program.
+    Program,
+    /// A map.
+    Map,
+    /// A link.
+    Link,
+}
+
+/// A process that has a program open, or a link of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramHolder {
+    /// The process.
+    pub process: Holder,
+    /// The number of the link that it has open; `None` where it has the program itself.
+    pub link: Option<u32>,
 }
 
 /// Loads XDP programs, attaches them, keeps their maps.
@@ -291,8 +350,30 @@ pub trait Programs: Send + Sync {
     /// `BPF_OBJ_PIN`: let an object outlive its descriptors under a name in a BPF file system.
     fn pin(&self, object: BorrowedFd<'_>, path: &Path) -> Result<(), Errno>;
 
-    /// What a program is, by its number.
-    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno>;
+    /// `BPF_OBJ_GET`: opens what was pinned under a name in a BPF file system.
+    fn open_pinned(&self, path: &Path) -> Result<Handle, Errno>;
+
+    /// `BPF_PROG_GET_FD_BY_ID`, `BPF_MAP_GET_FD_BY_ID`, `BPF_LINK_GET_FD_BY_ID`: opens what others
+    /// made, by its number. `ENOENT` when it is gone, `EAGAIN` while a link is being made, `EPERM`
+    /// without `CAP_SYS_ADMIN`.
+    fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno>;
+
+    /// `BPF_LINK_GET_NEXT_ID`: the lowest number of a link above `after`, whatever the kind and the
+    /// network namespace. `ENOENT` when there is none, `EPERM` without `CAP_SYS_ADMIN`.
+    fn next_link(&self, after: u32) -> Result<u32, Errno>;
+
+    /// `BPF_OBJ_GET_INFO_BY_FD` of a program.
+    fn program_info(&self, program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno>;
+
+    /// `BPF_OBJ_GET_INFO_BY_FD` of a map.
+    fn map_info(&self, map: BorrowedFd<'_>) -> Result<MapInfo, Errno>;
+
+    /// `BPF_OBJ_GET_INFO_BY_FD` of a link.
+    fn link_info(&self, link: BorrowedFd<'_>) -> Result<LinkInfo, Errno>;
+
+    /// Processes that have the program of this number open, or a link of it, as far as they can be
+    /// seen.
+    fn program_holders(&self, id: u32) -> Vec<ProgramHolder>;
 }
 
 /// `XDP_FLAGS_SKB_MODE`: generic mode.
@@ -354,6 +435,8 @@ pub struct InterfaceInfo {
     pub rx_queues: u32,
     /// Transmit queues in use; with `channels` absent, those that were allocated.
     pub tx_queues: u32,
+    /// Queues that were allocated, the more of the two kinds: no more can ever be in use.
+    pub max_queues: u32,
     /// What the driver declares; `None` on kernels that don't tell.
     pub features: Option<DriverFeatures>,
     /// Programs that are attached.

@@ -196,3 +196,70 @@ pub const fn load_map_value(dst: Reg, fd: i32, offset: i32) -> [Insn; 2] {
 pub const fn to_be(dst: Reg, bits: i32) -> Insn {
     insn(0xdc, dst as u8, 0, 0, bits)
 }
+
+/// A place in a [`Code`], to jump to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Label(usize);
+
+/// Instructions whose jumps go to labels, which may be placed later.
+#[derive(Debug, Default)]
+pub(super) struct Code {
+    insns: Vec<Insn>,
+    /// Where each label is.
+    places: Vec<Option<usize>>,
+    /// The instructions that jump, and where to.
+    jumps: Vec<(usize, Label)>,
+}
+
+impl Code {
+    /// A label, to be placed.
+    pub(super) fn label(&mut self) -> Label {
+        self.places.push(None);
+        Label(self.places.len() - 1)
+    }
+
+    /// Puts a label in front of the next instruction.
+    pub(super) fn place(&mut self, label: Label) {
+        self.places[label.0] = Some(self.insns.len());
+    }
+
+    /// An instruction that is no jump.
+    pub(super) fn push(&mut self, insn: Insn) {
+        self.insns.push(insn);
+    }
+
+    /// Instructions that are no jumps.
+    pub(super) fn extend(&mut self, insns: impl IntoIterator<Item = Insn>) {
+        self.insns.extend(insns);
+    }
+
+    /// Jump if `dst <cond> imm`.
+    pub(super) fn jump_imm(&mut self, cond: Cond, dst: Reg, imm: i32, to: Label) {
+        self.jump_by(jump_imm(cond, dst, imm, 0), to);
+    }
+
+    /// Jump if `dst <cond> src`.
+    pub(super) fn jump(&mut self, cond: Cond, dst: Reg, src: Reg, to: Label) {
+        self.jump_by(jump(cond, dst, src, 0), to);
+    }
+
+    /// Jump.
+    pub(super) fn goto(&mut self, to: Label) {
+        self.jump_by(goto(0), to);
+    }
+
+    fn jump_by(&mut self, insn: Insn, to: Label) {
+        self.jumps.push((self.insns.len(), to));
+        self.insns.push(insn);
+    }
+
+    /// The instructions, when every label that is jumped to has its place.
+    pub(super) fn finish(mut self) -> Vec<Insn> {
+        for (at, Label(to)) in self.jumps {
+            let to = self.places[to].expect("a label that is jumped to has a place");
+            let off = to as isize - (at as isize + 1);
+            self.insns[at].off = off.try_into().expect("no program of ours is as long as a jump");
+        }
+        self.insns
+    }
+}

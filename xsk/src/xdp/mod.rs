@@ -18,12 +18,53 @@
 //!
 //! A program is attached by a link: when the last descriptor of the link is closed, also because
 //! the process was killed, the program is gone. [`DefaultProgram::keep`] makes it stay.
+//!
+//! # Steering
+//!
+//! A [`Steering`] says which packets go to sockets at all; the Linux stack has the rest, so an
+//! interface goes on answering ARP, ICMP and all else that the sockets don't want:
+//!
+//! ```
+//! use xsk::xdp::{AttachMode, DefaultProgram, Steering};
+//! # let sim = xsk_sim::Sim::new();
+//! # let device = sim.device("sim0")?;
+//! let echo = Steering::udp_ports([7]);
+//! let program = DefaultProgram::attach_with(&device, &echo, AttachMode::Best)?;
+//! # assert_eq!(device.info()?.programs()[0].name.as_deref(), Some("xsk_udp_7"));
+//! # Ok::<(), xsk::Error>(())
+//! ```
+//!
+//! # Sharing
+//!
+//! An interface has one program, and several processes may want its queues. They all call
+//! [`DefaultProgram::attach_with`] with the same steering: the first attaches the program, the others
+//! join it. Joining is opening what is there: the link, the program and the map. From then on nobody
+//! is first: each has a share, each enters its own sockets into the one map, and the program is gone
+//! when the last of them is, in whatever order they go and however, by `kill -9` too. A process's
+//! sockets leave the map with it, and its packets go to the Linux stack again. The map has a slot for
+//! every queue that the interface could have, so queues may be added later.
+//!
+//! A program is the same if the kernel's hash of its instructions is (its tag, which leaves out the
+//! map), and its name, and if it has one XSKMAP and no other map. What is there else is told with who
+//! keeps it there ([`Owner`]), as far as it can be seen: [`Cause::ProgramPresent`] for somebody
+//! else's, [`Cause::OtherRules`] for another steering, [`Cause::OtherMode`] where a mode other than
+//! [`AttachMode::Best`] was asked for and another is running.
+//!
+//! | to | a process needs, beside `CAP_NET_RAW` for its sockets |
+//! |---|---|
+//! | attach | `CAP_BPF`, `CAP_NET_ADMIN` |
+//! | join ([`attach_with`](DefaultProgram::attach_with)) | the same and `CAP_SYS_ADMIN`: Linux opens links, programs and maps by number for nobody else ([`Cause::SharingNeedsCapability`]) |
+//! | join one that is kept ([`join_kept`](DefaultProgram::join_kept)) | `CAP_BPF`, `CAP_NET_ADMIN`, and to be allowed to read and write the files that [`keep`](DefaultProgram::keep) made |
+//!
+//! Those who share a program trust each other: each can replace the sockets of all, and take the
+//! program off.
 
 pub mod asm;
+mod shared;
+mod steering;
 
 use core::fmt;
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::device::{Device, attached};
@@ -32,7 +73,10 @@ use crate::kernel::{
     Errno, Handle, Insn, Kernel, MapSpec, ProgramSpec, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
 };
 use crate::socket::Socket;
-use asm::Reg::{R1, R2, R3};
+
+pub(crate) use shared::mode_of;
+pub use shared::{DefaultProgram, Owner};
+pub use steering::Steering;
 
 /// How a program is attached to an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -80,13 +124,13 @@ pub struct XskMap {
 }
 
 impl XskMap {
-    /// A map with a slot for every queue of `device`.
+    /// A map with a slot for every queue that `device` has or could have.
     ///
     /// # Errors
     ///
     /// As [`with_slots`](Self::with_slots), and [`Cause::InterfaceGone`].
     pub fn new(device: &Device) -> Result<Self> {
-        Self::with_slots(device, device.queues()?.max(1))
+        Self::with_slots(device, device.info()?.max_queues().clamp(1, MAX_SLOTS))
     }
 
     /// A map of `entries` slots, for any use.
@@ -193,6 +237,14 @@ impl fmt::Debug for XskMap {
     }
 }
 
+/// Why a program was not attached.
+enum Refusal {
+    /// The interface has a program.
+    Busy { mode: AttachMode, errno: Errno },
+    /// Anything else, explained.
+    Failed(Error),
+}
+
 /// A loaded XDP program. Clones are the same program.
 #[derive(Clone)]
 pub struct Program {
@@ -209,17 +261,18 @@ impl Program {
     ///
     /// [`Cause::MissingCapability`], [`Cause::Verifier`], [`Cause::OutOfMemory`].
     pub fn redirect(map: &XskMap) -> Result<Self> {
-        // xdp_redirect_map's fallback verdict in its flags came with Linux 5.3, links with 5.9.
-        let [map_low, map_high] = asm::load_map(R1, map.handle.as_fd().as_raw_fd());
-        let instructions = [
-            asm::load(asm::Width::W, R2, R1, asm::XDP_MD_RX_QUEUE_INDEX),
-            map_low,
-            map_high,
-            asm::alu_imm(asm::Alu::Mov, R3, asm::XDP_PASS),
-            asm::call(asm::FN_REDIRECT_MAP),
-            asm::exit(),
-        ];
-        Self::load(&map.kernel, "xsk_redirect", &instructions)
+        Self::steering(map, &Steering::all())
+    }
+
+    /// A program over `map`: what `steering` takes goes to the socket in the slot of the queue where
+    /// it arrived; the rest, and what finds no socket there, to the Linux stack.
+    ///
+    /// # Errors
+    ///
+    /// As [`redirect`](Self::redirect), and [`Cause::SteeringPorts`].
+    pub fn steering(map: &XskMap, steering: &Steering) -> Result<Self> {
+        let instructions = steering.instructions(map.handle.as_fd().as_raw_fd())?;
+        Self::load(&map.kernel, &steering.program_name(), &instructions)
     }
 
     /// Loads a program from its instructions, for packets of several buffers where the kernel can
@@ -264,16 +317,24 @@ impl Program {
     /// [`Cause::MissingCapability`], [`Cause::OtherKernel`], [`Cause::OutOfMemory`],
     /// [`Cause::KernelTooOld`].
     pub fn attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment> {
+        self.try_attach(device, mode).map_err(|refusal| match refusal {
+            Refusal::Busy { mode, errno } => self.occupied(device, mode, errno),
+            Refusal::Failed(error) => error,
+        })
+    }
+
+    /// As [`attach`](Self::attach), but an interface that has a program already is not looked into.
+    fn try_attach(&self, device: &Device, mode: AttachMode) -> Result<Attachment, Refusal> {
         if device.kernel().id() != self.kernel.id() {
             let doing = Doing::Attach { interface: device.name().into(), mode };
-            return Err(Error::new(doing, Cause::OtherKernel { what: "the interface" }));
+            return Err(Refusal::Failed(Error::new(doing, Cause::OtherKernel { what: "the interface" })));
         }
         match mode {
             AttachMode::Native => self.attach_as(device, mode, XDP_FLAGS_DRV_MODE),
             AttachMode::Generic => self.attach_as(device, mode, XDP_FLAGS_SKB_MODE),
-            AttachMode::Best => match self.attach(device, AttachMode::Native) {
-                Err(error) if error.cause().is_about_native_mode() => {
-                    let mut attachment = self.attach(device, AttachMode::Generic)?;
+            AttachMode::Best => match self.try_attach(device, AttachMode::Native) {
+                Err(Refusal::Failed(error)) if error.cause().is_about_native_mode() => {
+                    let mut attachment = self.try_attach(device, AttachMode::Generic)?;
                     attachment.fallback = Some(Arc::new(error));
                     Ok(attachment)
                 }
@@ -282,14 +343,34 @@ impl Program {
         }
     }
 
-    fn attach_as(&self, device: &Device, mode: AttachMode, flags: u32) -> Result<Attachment> {
+    fn attach_as(&self, device: &Device, mode: AttachMode, flags: u32) -> Result<Attachment, Refusal> {
         match self.kernel.attach(self.handle.as_fd(), device.index(), flags) {
             Ok(link) => Ok(Attachment { link, mode, fallback: None, program: self.clone() }),
+            Err(errno @ (Errno::BUSY | Errno::EXIST)) => Err(Refusal::Busy { mode, errno }),
             Err(errno) => {
                 let doing = Doing::Attach { interface: device.name().into(), mode };
-                Err(Error::with_errno(doing, self.why_not(device, mode, errno), errno))
+                Err(Refusal::Failed(Error::with_errno(doing, self.why_not(device, mode, errno), errno)))
             }
         }
+    }
+
+    /// What to say where the kernel answered that the interface has a program.
+    #[cold]
+    fn occupied(&self, device: &Device, mode: AttachMode, errno: Errno) -> Error {
+        let cause = match self.kernel.interface(device.index()) {
+            Ok(info) => match attached(&*self.kernel, &info).into_iter().next() {
+                Some(program) => Cause::ProgramPresent {
+                    id: program.id,
+                    name: program.name,
+                    mode: program.mode.unwrap_or(AttachMode::Native),
+                    owner: Owner::of(&*self.kernel, device.index(), program.id),
+                },
+                None => Cause::Unexpected(errno),
+            },
+            Err(Errno::NODEV | Errno::NXIO) => Cause::InterfaceGone,
+            Err(_) => general(errno),
+        };
+        Error::with_errno(Doing::Attach { interface: device.name().into(), mode }, cause, errno)
     }
 
     /// The cause behind the kernel's answer, in the order of its checks.
@@ -303,14 +384,6 @@ impl Program {
         };
         match errno {
             Errno::PERM => missing_capability(&*self.kernel),
-            Errno::BUSY | Errno::EXIST => match attached(&*self.kernel, &info).into_iter().next() {
-                Some(program) => Cause::ProgramPresent {
-                    id: program.id,
-                    name: program.name,
-                    mode: program.mode.unwrap_or(AttachMode::Native),
-                },
-                None => Cause::Unexpected(errno),
-            },
             Errno::OPNOTSUPP if mode == AttachMode::Native => {
                 Cause::NativeUnsupported { driver: info.driver }
             }
@@ -332,6 +405,13 @@ impl Program {
             }
             errno => general(errno),
         }
+    }
+}
+
+/// The program's descriptor, for what the kernel can do with it beside attaching it.
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 }
 
@@ -366,7 +446,7 @@ fn missing_capability(kernel: &dyn Kernel) -> Cause {
     Cause::MissingCapability { capability }
 }
 
-/// A program on an interface. Dropping it detaches the program.
+/// A share in a program on an interface. Dropping the last one detaches the program.
 #[must_use = "dropping it detaches the program"]
 pub struct Attachment {
     link: Handle,
@@ -381,7 +461,8 @@ impl Attachment {
         self.mode
     }
 
-    /// Why native mode was not possible, when [`AttachMode::Best`] became generic.
+    /// Why native mode was not possible, when [`AttachMode::Best`] became generic; `None` where the
+    /// program was attached by somebody else.
     pub fn fallback(&self) -> Option<&Error> {
         self.fallback.as_deref()
     }
@@ -396,117 +477,4 @@ impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attachment").field("mode", &self.mode).finish_non_exhaustive()
     }
-}
-
-/// The default program on an interface, with its map: what arrives on a queue goes to that queue's
-/// socket, the rest to the Linux stack. Dropping it detaches the program.
-#[derive(Debug)]
-#[must_use = "dropping it detaches the program"]
-pub struct DefaultProgram {
-    map: XskMap,
-    attachment: Attachment,
-}
-
-impl DefaultProgram {
-    /// Makes a map for all queues of `device`, loads the program and attaches it.
-    ///
-    /// # Errors
-    ///
-    /// As [`XskMap::new`], [`Program::redirect`] and [`Program::attach`].
-    pub fn attach(device: &Device, mode: AttachMode) -> Result<Self> {
-        let map = XskMap::new(device)?;
-        let attachment = Program::redirect(&map)?.attach(device, mode)?;
-        Ok(Self { map, attachment })
-    }
-
-    /// Sends to `socket` what arrives on its queue.
-    ///
-    /// # Errors
-    ///
-    /// As [`XskMap::insert`].
-    pub fn insert(&self, socket: &Socket) -> Result<()> {
-        self.map.insert(socket.queue(), socket)
-    }
-
-    /// The map.
-    pub fn map(&self) -> &XskMap {
-        &self.map
-    }
-
-    /// The attachment.
-    pub fn attachment(&self) -> &Attachment {
-        &self.attachment
-    }
-
-    /// How the program is attached: [`AttachMode::Native`] or [`AttachMode::Generic`].
-    pub fn mode(&self) -> AttachMode {
-        self.attachment.mode
-    }
-
-    /// Keeps the program attached beyond this process: its link as `DIRECTORY/link` and its map as
-    /// `DIRECTORY/xsks_map`, in a BPF file system. The directory is made if it is not there.
-    ///
-    /// Removing the file `link` detaches the program. Sockets leave the map when they are closed
-    /// all the same.
-    ///
-    /// # Errors
-    ///
-    /// [`Cause::NotBpffs`], [`Cause::PathTaken`], [`Cause::NoDirectory`], [`Cause::DotInName`],
-    /// [`Cause::NoAccess`]; nothing is kept then.
-    pub fn keep(&self, directory: &Path) -> Result<()> {
-        let kernel = &self.map.kernel;
-        let made = match std::fs::create_dir(directory) {
-            Ok(()) => true,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-            Err(error) => {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
-                return Err(not_kept(directory, errno));
-            }
-        };
-        let (link, map) = (directory.join("link"), directory.join("xsks_map"));
-        let undo = || {
-            if made {
-                // Only a directory that holds nothing else goes.
-                let _ = std::fs::remove_dir(directory);
-            }
-        };
-        kernel.pin(self.attachment.link.as_fd(), &link).map_err(|errno| {
-            undo();
-            not_kept(directory, errno)
-        })?;
-        kernel.pin(self.map.handle.as_fd(), &map).map_err(|errno| {
-            let _ = std::fs::remove_file(&link);
-            undo();
-            not_kept(directory, errno)
-        })
-    }
-}
-
-#[cold]
-fn not_kept(path: &Path, errno: Errno) -> Error {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let parent = path.parent().unwrap_or(path);
-    let cause = match errno {
-        Errno::EXIST => Cause::PathTaken,
-        Errno::NOENT | Errno::NOTDIR => Cause::NoDirectory,
-        Errno::PERM if name.contains('.') && is_bpffs(parent) => Cause::DotInName { name },
-        Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP => Cause::NotBpffs,
-        Errno::ACCESS => Cause::NoAccess,
-        errno => general(errno),
-    };
-    Error::with_errno(Doing::Keep { path: path.display().to_string() }, cause, errno)
-}
-
-/// Whether a directory is in a BPF file system.
-#[cfg(target_os = "linux")]
-fn is_bpffs(directory: &Path) -> bool {
-    /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
-    const MAGIC: u32 = 0xcafe_4a11;
-    rustix::fs::statfs(directory).is_ok_and(|stat| stat.f_type as u32 == MAGIC)
-}
-
-/// Whether a directory is in a BPF file system, which other systems don't have.
-#[cfg(not(target_os = "linux"))]
-fn is_bpffs(_: &Path) -> bool {
-    false
 }

@@ -6,14 +6,17 @@
 use core::ptr;
 use std::borrow::Cow;
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::socket::page_size;
-use super::{Linux, check, text};
+use super::{Linux, check, holders, text};
 use crate::abi::XDP_PACKET_HEADROOM;
-use crate::kernel::{Errno, Handle, Insn, MapSpec, ProgramInfo, ProgramSpec, Programs};
+use crate::kernel::{
+    Errno, Handle, Insn, LINK_XDP, LinkInfo, MapInfo, MapSpec, Numbered, ProgramHolder, ProgramInfo,
+    ProgramSpec, Programs,
+};
 
 const BPF_MAP_CREATE: Command = Command(0);
 const BPF_MAP_LOOKUP_ELEM: Command = Command(1);
@@ -21,10 +24,14 @@ const BPF_MAP_UPDATE_ELEM: Command = Command(2);
 const BPF_MAP_DELETE_ELEM: Command = Command(3);
 const BPF_PROG_LOAD: Command = Command(5);
 const BPF_OBJ_PIN: Command = Command(6);
+const BPF_OBJ_GET: Command = Command(7);
 const BPF_PROG_TEST_RUN: Command = Command(10);
 const BPF_PROG_GET_FD_BY_ID: Command = Command(13);
+const BPF_MAP_GET_FD_BY_ID: Command = Command(14);
 const BPF_OBJ_GET_INFO_BY_FD: Command = Command(15);
 const BPF_LINK_CREATE: Command = Command(28);
+const BPF_LINK_GET_FD_BY_ID: Command = Command(30);
+const BPF_LINK_GET_NEXT_ID: Command = Command(31);
 
 const BPF_PROG_TYPE_XDP: u32 = 6;
 /// Attach type of an XDP program on an interface (5.9).
@@ -140,6 +147,15 @@ unsafe impl Attr for GetId {}
 
 #[derive(Default)]
 #[repr(C)]
+struct NextId {
+    start_id: u32,
+    next_id: u32,
+}
+// SAFETY: integers only, size 8.
+unsafe impl Attr for NextId {}
+
+#[derive(Default)]
+#[repr(C)]
 struct GetInfo {
     bpf_fd: u32,
     info_len: u32,
@@ -162,17 +178,20 @@ unsafe impl Attr for LinkCreate {}
 /// The start of `struct bpf_map_info`.
 #[derive(Default)]
 #[repr(C)]
-struct MapInfo {
+struct BpfMapInfo {
     kind: u32,
     id: u32,
     key_size: u32,
     value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    name: [u8; BPF_OBJ_NAME_LEN],
 }
 
 /// The start of `struct bpf_prog_info`.
 #[derive(Default)]
 #[repr(C)]
-struct ProgInfo {
+struct BpfProgInfo {
     kind: u32,
     id: u32,
     tag: [u8; 8],
@@ -187,12 +206,26 @@ struct ProgInfo {
     name: [u8; BPF_OBJ_NAME_LEN],
 }
 
+/// The start of `struct bpf_link_info`, as it is for XDP. The union with what other kinds of links
+/// tell is aligned to 8 bytes.
+#[derive(Default)]
+#[repr(C)]
+struct BpfLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+}
+
 const _: () = {
     assert!(size_of::<MapCreate>() == 44);
     assert!(size_of::<MapElement>() == 32);
     assert!(size_of::<ProgLoad>() == 72);
     assert!(size_of::<ProgTestRun>() == 80);
-    assert!(core::mem::offset_of!(ProgInfo, name) == 64 && size_of::<ProgInfo>() == 80);
+    assert!(size_of::<BpfMapInfo>() == 40);
+    assert!(core::mem::offset_of!(BpfProgInfo, name) == 64 && size_of::<BpfProgInfo>() == 80);
+    assert!(core::mem::offset_of!(BpfLinkInfo, ifindex) == 16);
 };
 
 /// `bpf(2)`.
@@ -247,14 +280,26 @@ fn name_field(name: &str) -> Result<[u8; BPF_OBJ_NAME_LEN], Errno> {
 /// not 0: the kernel writes to those.
 unsafe fn info<T: Default>(object: BorrowedFd<'_>) -> Result<T, Errno> {
     let mut info = T::default();
+    // SAFETY: as the caller says.
+    unsafe { fill_info(object, &mut info)? };
+    Ok(info)
+}
+
+/// As [`info`], where `info` says what the kernel is to write elsewhere.
+///
+/// # Safety
+///
+/// `T` is the start of the `info` structure of this kind of object; the addresses in it that are not
+/// 0 have room for as much as the lengths beside them say.
+unsafe fn fill_info<T>(object: BorrowedFd<'_>, info: &mut T) -> Result<(), Errno> {
     let mut attr = GetInfo {
         bpf_fd: fd_of(object),
         info_len: size_of::<T>() as u32,
-        info: address(ptr::from_mut(&mut info)),
+        info: address(ptr::from_mut(info)),
     };
-    // SAFETY: the kernel writes at most `info_len` bytes, and integers take any bytes.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
-    Ok(info)
+    // SAFETY: the kernel writes at most `info_len` bytes, and integers take any bytes; it writes
+    // elsewhere as the caller says.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop) }
 }
 
 /// Compares a key and a value with what a map takes: the kernel reads and writes as many bytes as
@@ -263,7 +308,7 @@ unsafe fn info<T: Default>(object: BorrowedFd<'_>) -> Result<T, Errno> {
 fn check_sizes(map: BorrowedFd<'_>, key: &[u8], value: Option<&[u8]>) -> Result<(), Errno> {
     // SAFETY: the start of `struct bpf_map_info`. Of another kind of object it is the start of
     // that one's, all numbers as well, and the kernel then refuses the command that follows.
-    let map: MapInfo = unsafe { info(map)? };
+    let map: BpfMapInfo = unsafe { info(map)? };
     if PER_CPU_MAPS.contains(&map.kind) {
         return Err(Errno::OPNOTSUPP);
     }
@@ -345,12 +390,63 @@ impl Programs for Linux {
         unsafe { bpf(BPF_OBJ_PIN, &mut attr).map(drop) }
     }
 
-    fn program_info(&self, id: u32) -> Result<ProgramInfo, Errno> {
+    fn open_pinned(&self, path: &Path) -> Result<Handle, Errno> {
+        let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+        let mut attr = ObjPin { pathname: address(path.as_ptr()), ..ObjPin::default() };
+        // SAFETY: the path ends with a zero byte, and lives until after the call.
+        Ok(Box::new(unsafe { bpf_fd(BPF_OBJ_GET, &mut attr)? }))
+    }
+
+    fn open_by_id(&self, kind: Numbered, id: u32) -> Result<Handle, Errno> {
+        let command = match kind {
+            Numbered::Program => BPF_PROG_GET_FD_BY_ID,
+            Numbered::Map => BPF_MAP_GET_FD_BY_ID,
+            Numbered::Link => BPF_LINK_GET_FD_BY_ID,
+        };
         // SAFETY: there are no addresses in it.
-        let program = unsafe { bpf_fd(BPF_PROG_GET_FD_BY_ID, &mut GetId { id })? };
+        Ok(Box::new(unsafe { bpf_fd(command, &mut GetId { id })? }))
+    }
+
+    fn next_link(&self, after: u32) -> Result<u32, Errno> {
+        let mut attr = NextId { start_id: after, next_id: 0 };
+        // SAFETY: there are no addresses in it.
+        unsafe { bpf(BPF_LINK_GET_NEXT_ID, &mut attr)? };
+        Ok(attr.next_id)
+    }
+
+    /// What is no XDP program is `EINVAL`.
+    fn program_info(&self, program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno> {
         // SAFETY: the start of `struct bpf_prog_info`, with zeros for addresses.
-        let info: ProgInfo = unsafe { info(program.as_fd())? };
-        Ok(ProgramInfo { id: info.id, name: text(&info.name) })
+        let BpfProgInfo { kind, id, name, tag, nr_map_ids, .. } = unsafe { info(program)? };
+        if kind != BPF_PROG_TYPE_XDP {
+            return Err(Errno::INVAL);
+        }
+        let mut maps = vec![0u32; nr_map_ids as usize];
+        if !maps.is_empty() {
+            let mut whole =
+                BpfProgInfo { nr_map_ids, map_ids: address(maps.as_mut_ptr()), ..BpfProgInfo::default() };
+            // SAFETY: as above, but for the address of as many numbers as it says. What else has kind
+            // 6, a link of XDP and a map, has no address in these bytes.
+            unsafe { fill_info(program, &mut whole)? };
+        }
+        Ok(ProgramInfo { id, name: text(&name), tag, maps })
+    }
+
+    fn map_info(&self, map: BorrowedFd<'_>) -> Result<MapInfo, Errno> {
+        // SAFETY: the start of `struct bpf_map_info`, which has no addresses.
+        let BpfMapInfo { kind, id, key_size, value_size, max_entries, name, .. } = unsafe { info(map)? };
+        Ok(MapInfo { id, kind, key_size, value_size, max_entries, name: text(&name) })
+    }
+
+    fn link_info(&self, link: BorrowedFd<'_>) -> Result<LinkInfo, Errno> {
+        // SAFETY: the start of `struct bpf_link_info`, with zeros where other kinds have addresses.
+        let BpfLinkInfo { kind, id, prog_id, ifindex, .. } = unsafe { info(link)? };
+        Ok(LinkInfo { id, kind, program: prog_id, ifindex: if kind == LINK_XDP { ifindex } else { 0 } })
+    }
+
+    /// Without privilege, of processes of the same user only.
+    fn program_holders(&self, id: u32) -> Vec<ProgramHolder> {
+        holders::of_program(id)
     }
 }
 

@@ -139,6 +139,7 @@ fn parse_link(body: &[u8]) -> Option<InterfaceInfo> {
         channels: None,
         rx_queues,
         tx_queues,
+        max_queues: rx_queues.max(tx_queues),
         features: None,
         attached,
     })
@@ -253,6 +254,7 @@ mod tests {
             channels: None,
             rx_queues: 4,
             tx_queues: 2,
+            max_queues: 4,
             features: None,
             attached: vec![AttachedId { mode: 1, id: 7 }, AttachedId { mode: 2, id: 9 }],
         };

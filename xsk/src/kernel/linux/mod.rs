@@ -8,7 +8,7 @@
 //!   client in `netlink`;
 //! - `watch`: changes of an interface, as netlink tells them;
 //! - `ethtool`: what only the ethtool ioctl tells;
-//! - `holders`: which processes have AF_XDP sockets.
+//! - `holders`: which processes have AF_XDP sockets, or a program.
 //!
 //! Everything happens in the network namespace of the calling thread: a socket stays in the one it
 //! was made in, and an interface index means what it means there. Nothing is cached, so one value
