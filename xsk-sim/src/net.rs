@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use xsk::abi::XdpFeatures;
 use xsk::kernel::{
-    AttachedId, Channels, DriverFeatures, Errno, IFF_RUNNING, IFF_UP, InterfaceInfo, XDP_FLAGS_DRV_MODE,
-    XDP_FLAGS_SKB_MODE,
+    AttachedId, Channels, DriverFeatures, Errno, IFF_LOWER_UP, IFF_RUNNING, IFF_UP, InterfaceInfo,
+    XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
 };
 
 use crate::bpf::Program;
@@ -274,7 +274,7 @@ impl Network {
             flags |= IFF_UP;
         }
         if self.is_running(device) {
-            flags |= IFF_RUNNING;
+            flags |= IFF_RUNNING | IFF_LOWER_UP;
         }
         let [high, low] = (index as u16).to_be_bytes();
         let attached = device.attached.iter();

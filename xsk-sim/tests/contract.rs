@@ -8,8 +8,8 @@ use std::time::Duration;
 use common::*;
 use xsk::abi::*;
 use xsk::kernel::{
-    AttachedId, Channels, Errno, IFF_RUNNING, IFF_UP, Kernel, LINK_XDP, LinkInfo, MapSpec, Numbered, POLLERR,
-    POLLIN, POLLOUT, RawSocket,
+    AttachedId, Channels, Errno, IFF_LOWER_UP, IFF_RUNNING, IFF_UP, Kernel, LINK_XDP, LinkInfo, MapSpec,
+    Numbered, POLLERR, POLLIN, POLLOUT, RawSocket,
 };
 use xsk::xdp::asm::{self, Reg};
 use xsk_sim::Sim;
@@ -686,7 +686,7 @@ fn devices_tell_what_they_are() {
     assert_eq!(kernel.interfaces(), Ok(vec![1, 2]));
     let left = kernel.interface(kernel.index_of("left").unwrap()).unwrap();
     assert_eq!((left.name.as_str(), left.mtu, left.rx_queues, left.tx_queues), ("left", 3000, 1, 1));
-    assert_eq!(left.flags, IFF_UP | IFF_RUNNING);
+    assert_eq!(left.flags, IFF_UP | IFF_RUNNING | IFF_LOWER_UP);
     assert!(!left.features.unwrap().xdp.contains(XdpFeatures::XSK_ZEROCOPY));
     assert_ne!(left.mac, kernel.interface(2).unwrap().mac);
 

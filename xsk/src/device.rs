@@ -175,6 +175,12 @@ impl DeviceInfo {
         self.raw.flags & kernel::IFF_RUNNING != 0
     }
 
+    /// Whether the driver has a carrier, at this moment; [`is_running`](Self::is_running) follows it,
+    /// up to a second later.
+    pub fn has_carrier(&self) -> bool {
+        self.raw.flags & kernel::IFF_LOWER_UP != 0
+    }
+
     /// Receive queues.
     pub fn rx_queues(&self) -> u32 {
         self.raw.rx_queues

@@ -85,6 +85,13 @@ pub enum Doing {
         /// The queue.
         queue: u32,
     },
+    /// Forwarding from one port to another.
+    Forward {
+        /// The interface that received.
+        from: String,
+        /// The interface that was to send.
+        to: String,
+    },
     /// Reading a socket's counters or options.
     ReadSocket,
     /// Changing how many packets a send transmits.
@@ -146,6 +153,7 @@ impl fmt::Display for Doing {
             Self::Bind { interface, queue } => write!(f, "cannot bind to {interface} queue {queue}"),
             Self::Send { interface, queue } => write!(f, "cannot send on {interface} queue {queue}"),
             Self::Wait { interface, queue } => write!(f, "cannot wait for {interface} queue {queue}"),
+            Self::Forward { from, to } => write!(f, "cannot forward from {from} to {to}"),
             Self::ReadSocket => f.write_str("cannot read the socket's state"),
             Self::SetTxBudget { packets } => write!(f, "cannot set the TX budget to {packets} packets"),
             Self::MakeMap { entries } => write!(f, "cannot make an XSKMAP of {entries} slots"),
@@ -293,6 +301,12 @@ pub enum Cause {
         /// Queues that the interface has.
         queues: u32,
     },
+    /// No queue was named.
+    #[error("no queue was named")]
+    NoQueues,
+    /// Two ports have different memory.
+    #[error("the ports have different memory")]
+    OtherMemory,
     /// The queue has a socket already.
     #[error("another socket has the queue (tried for {} ms){}", waited.as_millis(), if holders.is_empty() {
         String::new()
@@ -582,6 +596,8 @@ impl Cause {
                 "A queue has one UMEM at a time. It stays busy while a ring of the other socket is \
                  mapped anywhere, and for some milliseconds after that."
             }
+            Self::NoQueues => "A port has at least one queue.",
+            Self::OtherMemory => "A packet is sent from the memory that it was received into.",
             Self::QueueTaken => {
                 "The queue's FILL and COMPLETION rings have one owner, and it is the first socket."
             }
@@ -714,6 +730,10 @@ impl Cause {
                 if *queues > 1 { format!(" to {}", queues - 1) } else { String::new() }
             ),
             Self::QueueBusy { holders, .. } => busy_remedy(holders),
+            Self::NoQueues => "name a queue, or take all".into(),
+            Self::OtherMemory => {
+                "open both ports on one UMEM: PortBuilder::open_each, or PortBuilder::umem".into()
+            }
             Self::QueueTaken => "use another queue, or a UMEM of its own".into(),
             Self::ZeroCopyUnsupported { .. } | Self::ZeroCopyRefused { .. } => {
                 "let the kernel choose the mode, or ask for copy; xsk info INTERFACE shows what the driver can do".into()

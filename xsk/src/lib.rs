@@ -81,6 +81,7 @@ pub mod device;
 pub mod error;
 #[allow(unsafe_code)]
 pub mod kernel;
+pub mod port;
 #[allow(unsafe_code)]
 pub mod ring;
 pub mod rings;
@@ -93,6 +94,7 @@ pub mod xdp;
 
 pub use device::Device;
 pub use error::{Cause, Error, Result};
+pub use port::Port;
 pub use rings::{CompletionRing, FillRing, PushError, RxRing, TxRing};
 pub use socket::{Interest, Mode, RxOnly, RxTx, Sent, Socket, TxOnly};
 pub use umem::{Frame, Packet, Pool, Umem};

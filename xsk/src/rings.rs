@@ -205,7 +205,7 @@ impl FillRing {
     /// into FILL than came out of RX; who does that takes the rest of RX into a pool.
     #[inline(always)]
     pub fn extend(&mut self, packets: Packets<'_>, each: impl FnMut(Packet) -> Frame) -> u32 {
-        transfer(packets.0, &mut self.ring, &self.facts, &self.account, each)
+        transfer::<_, _, All>(packets.0, &mut self.ring, &self.facts, &self.account, each)
     }
 
     /// Moves sent frames from COMPLETION straight to FILL, as many as there is room for.
@@ -213,14 +213,15 @@ impl FillRing {
     /// Returns how many were taken.
     #[inline(always)]
     pub fn extend_frames(&mut self, frames: Frames<'_>) -> u32 {
-        transfer(frames.0, &mut self.ring, &self.facts, &self.account, |frame| frame)
+        transfer::<_, _, All>(frames.0, &mut self.ring, &self.facts, &self.account, |frame| frame)
     }
 
     /// Takes all frames back into `pool`.
     ///
     /// # Safety
     ///
-    /// The kernel is not at work on the ring: its socket was never bound.
+    /// The kernel is not at work on the ring: its socket was never bound, or taken off its
+    /// interface.
     #[allow(unsafe_code)]
     pub(crate) unsafe fn withdraw_into(&mut self, pool: &mut Pool) {
         // SAFETY: nobody takes entries, as promised.
@@ -230,6 +231,12 @@ impl FillRing {
                 pool.put(frame);
             }
         }
+    }
+
+    /// Frames that were ever pushed, modulo 2^32.
+    #[inline(always)]
+    pub(crate) fn pushed(&self) -> u32 {
+        self.ring.index()
     }
 
     /// Moves up to `n` frames from a pool to FILL; returns how many there was room and frames for:
@@ -274,6 +281,22 @@ impl TxRing {
         self.ring.needs_wakeup()
     }
 
+    /// Takes all packets' frames back into `pool`.
+    ///
+    /// # Safety
+    ///
+    /// The kernel is not at work on the ring: its socket was taken off its interface.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn withdraw_into(&mut self, pool: &mut Pool) {
+        // SAFETY: nobody takes entries, as promised.
+        while let Some(entry) = unsafe { self.ring.withdraw() } {
+            // SAFETY: the entry was pushed by this side and taken by nobody: the chunk is its own.
+            if let Ok(frame) = unsafe { self.facts.frame(entry.addr, self.account.state) } {
+                pool.put(frame);
+            }
+        }
+    }
+
     /// Packets published and not yet taken by the kernel.
     #[inline]
     pub fn pending(&self) -> u32 {
@@ -286,7 +309,20 @@ impl TxRing {
     /// of another UMEM are not sent; their frames go home. Returns how many packets were taken.
     #[inline(always)]
     pub fn extend(&mut self, packets: Packets<'_>, each: impl FnMut(Packet) -> Packet) -> u32 {
-        transfer(packets.0, &mut self.ring, &self.facts, &self.account, each)
+        transfer::<_, _, All>(packets.0, &mut self.ring, &self.facts, &self.account, each)
+    }
+
+    /// As [`extend`](Self::extend), where not every packet is sent: `each` may keep one, or put its
+    /// frame elsewhere, and returns `None` then. Returns how many packets were taken.
+    #[inline(always)]
+    pub fn extend_some(&mut self, packets: Packets<'_>, each: impl FnMut(Packet) -> Option<Packet>) -> u32 {
+        transfer::<_, _, Chosen>(packets.0, &mut self.ring, &self.facts, &self.account, each)
+    }
+
+    /// Packets that were ever pushed, modulo 2^32.
+    #[inline(always)]
+    pub(crate) fn pushed(&self) -> u32 {
+        self.ring.index()
     }
 }
 
@@ -429,6 +465,40 @@ fn lend<E: Entry>(ring: &Producer<E>, end: u32, account: &Ledgered) {
     unsafe { ring.unpublished(end).for_each(|entry| facts.lend(entry.addr(), account.state)) }
 }
 
+/// What a [`transfer`] pushes of what it takes. All of it is a case of its own: told by an
+/// `Option` that is never `None`, it costs seven instructions a packet.
+trait Kept<T> {
+    /// What becomes of a taken item.
+    type Made;
+
+    /// The entry of what was made, where there is one.
+    fn close<E>(made: Self::Made, close: impl FnOnce(T) -> Option<E>) -> Option<E>;
+}
+
+/// Every item.
+struct All;
+
+impl<T> Kept<T> for All {
+    type Made = T;
+
+    #[inline(always)]
+    fn close<E>(made: T, close: impl FnOnce(T) -> Option<E>) -> Option<E> {
+        close(made)
+    }
+}
+
+/// Those that are chosen.
+struct Chosen;
+
+impl<T> Kept<T> for Chosen {
+    type Made = Option<T>;
+
+    #[inline(always)]
+    fn close<E>(made: Option<T>, close: impl FnOnce(T) -> Option<E>) -> Option<E> {
+        made.and_then(close)
+    }
+}
+
 /// Moves a batch from ring to ring, as much as there is room for; returns how much was taken.
 ///
 /// The usual case has a loop of its own, with nothing to tell apart for every packet: there both
@@ -436,12 +506,12 @@ fn lend<E: Entry>(ring: &Producer<E>, end: u32, account: &Ledgered) {
 /// through needs no second check: the compiler sees that it is the one whose address was checked.
 #[inline(always)]
 #[allow(unsafe_code)]
-fn transfer<A: Entry, B: Entry>(
+fn transfer<A: Entry, B: Entry, K: Kept<B::Item>>(
     mut from: Taken<'_, A>,
     to: &mut Producer<B>,
     facts: &Facts,
     account: &Ledgered,
-    mut each: impl FnMut(A::Item) -> B::Item,
+    mut each: impl FnMut(A::Item) -> K::Made,
 ) -> u32 {
     let n = from.entries.left();
     if n == 0 {
@@ -452,11 +522,11 @@ fn transfer<A: Entry, B: Entry>(
         let facts = facts.without_ledger();
         let done = if n == 1 {
             // A lone packet goes without the loop and its preparations: they are half of its cost.
-            let convert = convert(&facts, from.account, &facts, &mut each);
+            let convert = convert::<A, B, K>(&facts, from.account, &facts, &mut each);
             // SAFETY: one entry is left, and there is room for it.
             unsafe { ring::transfer_one(&mut from.entries, &mut slots, convert) }
         } else if from.entries.is_piece(n) && slots.is_piece(n) {
-            let convert = convert(&facts, from.account, &facts, &mut each);
+            let convert = convert::<A, B, K>(&facts, from.account, &facts, &mut each);
             // SAFETY: `n` is what is left, and not 0; there is room for it; both are one piece.
             unsafe { ring::transfer(&mut from.entries, &mut slots, n, convert) }
         } else {
@@ -469,20 +539,20 @@ fn transfer<A: Entry, B: Entry>(
         }
     }
     let source = (from.facts.base, from.account);
-    n - from.entries.left() + transfer_unusual(from.entries, source, to, facts, account, each)
+    n - from.entries.left() + transfer_unusual::<A, B, K>(from.entries, source, to, facts, account, each)
 }
 
 /// With a ledger; from one UMEM to another, where `each` copies, or what it returns goes home; past
 /// the end of a ring's memory; with less room than entries; or what is left behind a refused entry.
 #[inline(never)]
 #[allow(unsafe_code)]
-fn transfer_unusual<A: Entry, B: Entry>(
+fn transfer_unusual<A: Entry, B: Entry, K: Kept<B::Item>>(
     mut from: Entries<'_, A>,
     (base, source): (NonNull<u8>, &Ledgered),
     to: &mut Producer<B>,
     facts: &Facts,
     account: &Ledgered,
-    mut each: impl FnMut(A::Item) -> B::Item,
+    mut each: impl FnMut(A::Item) -> K::Made,
 ) -> u32 {
     let facts = *facts;
     // Read anew, so that the usual case need not have read all of it.
@@ -492,7 +562,7 @@ fn transfer_unusual<A: Entry, B: Entry>(
     let n = from.left();
     while from.left() != 0 {
         let piece = from.left().min(from.piece()).min(to.slots.piece());
-        let convert = convert(&source_facts, source, &facts, &mut each);
+        let convert = convert::<A, B, K>(&source_facts, source, &facts, &mut each);
         // SAFETY: something is left, for all of which there is room; of that, one piece.
         unsafe { ring::transfer(&mut from, &mut to.slots, piece, convert) };
     }
@@ -502,16 +572,16 @@ fn transfer_unusual<A: Entry, B: Entry>(
 /// From entry to entry, by way of `each`.
 #[inline(always)]
 #[allow(unsafe_code)]
-fn convert<A: Entry, B: Entry>(
+fn convert<A: Entry, B: Entry, K: Kept<B::Item>>(
     source: &Facts,
     account: &Ledgered,
     target: &Facts,
-    each: &mut impl FnMut(A::Item) -> B::Item,
+    each: &mut impl FnMut(A::Item) -> K::Made,
 ) -> impl FnMut(A) -> Option<B> {
     // SAFETY: the entry comes from the kernel; the account keeps the UMEM.
     move |entry| match unsafe { entry.open(source, account.state) } {
         // An item of another UMEM is dropped here, and so sent home.
-        Ok(item) => B::close(each(item), target).ok(),
+        Ok(item) => K::close(each(item), |item| B::close(item, target).ok()),
         Err(wrong) => {
             account.refuse(wrong, entry.addr());
             None

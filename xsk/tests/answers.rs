@@ -395,7 +395,7 @@ fn maps_and_programs() {
         (CreateMap, Errno::PERM, no_bpf, "", cap("CAP_BPF")),
         (CreateMap, Errno::PERM, no_admin, "", cap("CAP_NET_ADMIN")),
         (CreateMap, Errno::PERM, keep, "", Cause::Forbidden),
-        (CreateMap, Errno::NOMEM, keep, "", Cause::OutOfMemory { bytes: 8 }),
+        (CreateMap, Errno::NOMEM, keep, "", Cause::OutOfMemory { bytes: 128 * 8 }),
         (CreateMap, Errno::INVAL, keep, "", too_old),
         (CreateMap, Errno::MFILE, keep, "", Cause::TooManyFiles),
         (Load, Errno::PERM, no_bpf, "", cap("CAP_BPF")),

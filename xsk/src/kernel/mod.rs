@@ -449,6 +449,8 @@ pub const IFF_UP: u32 = 1 << 0;
 pub const IFF_LOOPBACK: u32 = 1 << 3;
 /// `IFF_RUNNING`: the link is there.
 pub const IFF_RUNNING: u32 = 1 << 6;
+/// `IFF_LOWER_UP`: the driver has a carrier. [`IFF_RUNNING`] follows it, up to a second later.
+pub const IFF_LOWER_UP: u32 = 1 << 16;
 
 /// Tells of network interfaces.
 pub trait Devices: Send + Sync {

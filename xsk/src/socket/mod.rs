@@ -69,7 +69,7 @@ use core::fmt;
 use core::mem::size_of;
 use core::time::Duration;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use crate::abi::{self, SOL_XDP, XdpStatistics};
 use crate::device::{Device, DeviceInfo};
@@ -118,6 +118,16 @@ struct Shared {
     tx: Option<u32>,
     /// FILL of a socket that only sends: it holds the frames that a driver wanted there.
     _fill: Option<Mutex<FillRing>>,
+}
+
+/// A handle that does not keep the socket open.
+#[derive(Clone)]
+pub(crate) struct WeakSocket(Weak<Shared>);
+
+impl WeakSocket {
+    pub(crate) fn upgrade(&self) -> Option<Socket> {
+        self.0.upgrade().map(Socket)
+    }
 }
 
 /// A socket that receives and sends, with its four rings.
@@ -238,6 +248,23 @@ impl Socket {
 
     pub(crate) fn raw(&self) -> &dyn RawSocket {
         &*self.0.raw
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakSocket {
+        WeakSocket(Arc::downgrade(&self.0))
+    }
+
+    /// Whether the kernel took the socket off its interface, because that is gone, and is done with
+    /// its rings.
+    pub(crate) fn is_off(&self) -> bool {
+        let unbound = || self.0.raw.map(abi::XDP_UMEM_PGOFF_COMPLETION_RING, 1).err() == Some(Errno::BUSY);
+        // The state changes first, and then the kernel waits for whoever is at work on the rings. It
+        // holds the socket's lock for all of it, which an option waits for.
+        let done = || {
+            let answer = self.0.raw.setsockopt(SOL_XDP, abi::XDP_RX_RING, &1u32.to_ne_bytes());
+            answer == Err(Errno::BUSY)
+        };
+        unbound() && done()
     }
 
     /// Has the kernel send what is in TX (`sendto`): in copy mode this is what transmits; in zero

@@ -165,6 +165,7 @@ impl UmemBuilder {
             memory,
             book,
             depot: Mutex::new(Vec::with_capacity(self.frames as usize)),
+            depot_len: AtomicU32::new(0),
             pools: Mutex::default(),
             rings: Mutex::default(),
             pairs: Mutex::default(),

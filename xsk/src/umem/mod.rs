@@ -69,6 +69,8 @@ pub(crate) struct Core {
     book: Option<Book>,
     /// Frames at home, in no pool.
     depot: Mutex<Vec<Frame>>,
+    /// How many they were last, for who would rather not take the lock for nothing.
+    depot_len: AtomicU32,
     /// The lengths of the pools there are.
     pools: Mutex<Vec<Arc<AtomicU32>>>,
     rings: Mutex<Accounts>,
@@ -92,6 +94,32 @@ pub(crate) struct Member {
     pub(crate) ifindex: u32,
     pub(crate) queue: u32,
     pub(crate) zero_copy: bool,
+}
+
+/// The depot, locked.
+struct Depot<'a> {
+    frames: MutexGuard<'a, Vec<Frame>>,
+    len: &'a AtomicU32,
+}
+
+impl Drop for Depot<'_> {
+    fn drop(&mut self) {
+        self.len.store(self.frames.len() as u32, Relaxed);
+    }
+}
+
+impl core::ops::Deref for Depot<'_> {
+    type Target = Vec<Frame>;
+
+    fn deref(&self) -> &Vec<Frame> {
+        &self.frames
+    }
+}
+
+impl core::ops::DerefMut for Depot<'_> {
+    fn deref_mut(&mut self) -> &mut Vec<Frame> {
+        &mut self.frames
+    }
 }
 
 /// The accounts of the rings, for the census.
@@ -479,8 +507,9 @@ impl core::fmt::Debug for Umem {
 }
 
 impl Core {
-    fn depot(&self) -> MutexGuard<'_, Vec<Frame>> {
-        self.depot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn depot(&self) -> Depot<'_> {
+        let frames = self.depot.lock().unwrap_or_else(PoisonError::into_inner);
+        Depot { frames, len: &self.depot_len }
     }
 
     fn pools(&self) -> MutexGuard<'_, Vec<Arc<AtomicU32>>> {

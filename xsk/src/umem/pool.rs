@@ -105,6 +105,9 @@ impl Pool {
 
     /// Fetches up to `n` frames from the depot; returns how many there were.
     pub fn fetch(&mut self, n: usize) -> usize {
+        if self.umem.core().depot_len.load(Relaxed) == 0 {
+            return 0;
+        }
         let umem = self.umem.clone();
         let mut depot = umem.core().depot();
         let n = n.min(depot.len());

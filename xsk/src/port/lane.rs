@@ -1,0 +1,340 @@
+//! One queue of a port: a socket's rings, and the rules by which frames go round.
+//!
+//! A lane owns as many frames as FILL holds. They are in FILL, with the kernel, or in RX; those
+//! that the program took out of RX are *owed* to FILL until it has others for them. So FILL always
+//! has room for what is owed, and everything beyond it belongs to the pool.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Outcome;
+use crate::error::Result;
+use crate::rings::{CompletionRing, FillRing, RxRing, TxRing};
+use crate::socket::{RxTx, Sent, Socket, Statistics};
+use crate::umem::{Packet, Pool};
+
+/// What a lane has counted, for any thread to read. One thread writes, so nothing is ever added to
+/// in memory.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Counters {
+    pub(super) rx_packets: AtomicU64,
+    pub(super) rx_bytes: AtomicU64,
+    pub(super) tx_packets: AtomicU64,
+    pub(super) tx_bytes: AtomicU64,
+    pub(super) tx_completed: AtomicU64,
+    pub(super) tx_dropped: AtomicU64,
+    /// What the kernel had counted when the socket was closed.
+    pub(super) closed: Mutex<Option<Statistics>>,
+}
+
+#[inline(always)]
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed) + n, Relaxed);
+}
+
+/// The receiving half of a lane.
+#[derive(Debug)]
+pub(super) struct Ingress {
+    socket: Socket,
+    fill: FillRing,
+    rx: RxRing,
+    /// Frames that FILL should be given.
+    owed: u32,
+    zero_copy: bool,
+    counters: Arc<Counters>,
+}
+
+/// The sending half of a lane.
+#[derive(Debug)]
+pub(super) struct Egress {
+    socket: Socket,
+    tx: TxRing,
+    completion: CompletionRing,
+    /// Packets given to TX whose frames are not back.
+    in_flight: u32,
+    /// Something is in TX that the kernel has not been told of, or has left there.
+    unsent: bool,
+    zero_copy: bool,
+    counters: Arc<Counters>,
+}
+
+/// A queue.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) ingress: Ingress,
+    pub(super) egress: Egress,
+}
+
+impl Lane {
+    /// A lane over a socket whose FILL was given `filled` frames; it should have `full`.
+    pub(super) fn new(xsk: RxTx, full: u32, filled: u32) -> Self {
+        let RxTx { socket, fill, rx, tx, completion } = xsk;
+        let zero_copy = socket.is_zero_copy();
+        let counters = Arc::<Counters>::default();
+        let ingress = Ingress {
+            socket: socket.clone(),
+            fill,
+            rx,
+            owed: full.saturating_sub(filled),
+            zero_copy,
+            counters: counters.clone(),
+        };
+        let egress = Egress { socket, tx, completion, in_flight: 0, unsent: false, zero_copy, counters };
+        Self { ingress, egress }
+    }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.ingress.socket
+    }
+
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.ingress.counters
+    }
+
+    /// Takes what can be had out of the rings before they are closed: a socket that is closed keeps
+    /// what is in them. `unbound` says that the socket's interface is gone.
+    #[allow(unsafe_code)]
+    pub(super) fn empty_into(&mut self, pool: &mut Pool, unbound: bool) {
+        let Self { ingress, egress } = self;
+        egress.reclaim(pool);
+        while ingress.rx.available() != 0 {
+            for packet in ingress.rx.take(u32::MAX) {
+                pool.put(packet);
+            }
+        }
+        if unbound {
+            // SAFETY: the kernel took the socket off its interface, for good, and with that it
+            // ended all work on the rings.
+            unsafe {
+                ingress.fill.withdraw_into(pool);
+                egress.tx.withdraw_into(pool);
+            }
+        }
+        let statistics = ingress.socket.statistics().ok();
+        *ingress.counters.closed.lock().unwrap_or_else(PoisonError::into_inner) = statistics;
+    }
+}
+
+impl Ingress {
+    /// Packets that wait in RX, as far as is known.
+    #[inline(always)]
+    pub(super) fn available(&mut self) -> u32 {
+        self.rx.available()
+    }
+
+    /// Shows up to `batch` packets to `each`; their frames go straight back to FILL.
+    #[inline(always)]
+    pub(super) fn receive(&mut self, batch: u32, mut each: impl FnMut(&mut Packet)) -> u32 {
+        let before = self.fill.pushed();
+        let mut bytes = 0;
+        // There is room for all, but for a moment in which the kernel has published the packets and
+        // not yet the frames that it took for them; the rest waits in RX until then.
+        let taken = self.fill.extend(self.rx.take(batch), |mut packet| {
+            bytes += packet.len() as u64;
+            each(&mut packet);
+            packet.into_frame()
+        });
+        // Less went back than came, where an entry was refused or `each` put another memory's packet
+        // in place of its own.
+        self.owed += taken - self.fill.pushed().wrapping_sub(before);
+        add(&self.counters.rx_packets, taken.into());
+        add(&self.counters.rx_bytes, bytes);
+        taken
+    }
+
+    /// Whether FILL has much less than it should.
+    #[inline(always)]
+    pub(super) fn is_short(&self) -> bool {
+        self.owed > self.fill.size() / 4
+    }
+
+    /// Whether FILL has so little that packets may be lost for want of frames.
+    pub(super) fn is_starving(&self) -> bool {
+        self.owed > self.fill.size() / 4 * 3
+    }
+
+    /// Gives FILL what it is owed, as far as the pool and the depot have it.
+    #[inline(never)]
+    pub(super) fn top_up(&mut self, pool: &mut Pool) {
+        let lacking = (self.owed as usize).saturating_sub(pool.len());
+        if lacking != 0 {
+            pool.fetch(lacking);
+        }
+        self.owed -= self.fill.refill(pool, self.owed);
+    }
+
+    /// Whether [`settle`](Self::settle) has something to do.
+    #[inline(always)]
+    pub(super) fn is_settled(&self) -> bool {
+        self.owed == 0 && !self.zero_copy
+    }
+
+    /// With nothing to receive: fills FILL, and wakes the driver if it waits for that.
+    ///
+    /// In copy mode nobody waits for FILL: the kernel looks at it for every packet.
+    pub(super) fn settle(&mut self, pool: &mut Pool) -> Result<()> {
+        if self.owed != 0 {
+            self.top_up(pool);
+        }
+        self.wake()
+    }
+
+    /// Wakes the driver where it waits for frames in FILL.
+    #[inline(always)]
+    pub(super) fn wake(&self) -> Result<()> {
+        if self.zero_copy && self.fill.needs_wakeup() { self.socket.wake_rx() } else { Ok(()) }
+    }
+}
+
+impl Egress {
+    /// Packets given to TX whose frames are not back.
+    #[inline(always)]
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Whether the kernel must be told of something in TX.
+    #[inline(always)]
+    pub(super) fn is_unsent(&self) -> bool {
+        self.unsent
+    }
+
+    /// Packets that TX has room for.
+    #[inline(always)]
+    pub(super) fn room(&mut self) -> u32 {
+        self.tx.room()
+    }
+
+    /// What is in TX is told to the kernel once more: its interface is back.
+    pub(super) fn tell_again(&mut self) {
+        self.unsent |= self.in_flight != 0;
+    }
+
+    /// Puts one packet into TX.
+    #[inline]
+    pub(super) fn push(&mut self, packet: Packet) -> core::result::Result<(), crate::PushError<Packet>> {
+        let bytes = packet.len() as u64;
+        self.tx.reserve(1).push(packet)?;
+        self.pushed(1, bytes);
+        Ok(())
+    }
+
+    /// Puts up to `n` packets into TX that `make` makes of the pool's frames; ends at the first frame
+    /// that it gives back.
+    #[inline]
+    pub(super) fn generate(
+        &mut self,
+        n: u32,
+        pool: &mut Pool,
+        mut make: impl FnMut(crate::Frame) -> core::result::Result<Packet, crate::Frame>,
+    ) -> u32 {
+        let mut slots = self.tx.reserve(n.min(pool.len() as u32));
+        let (mut made, mut bytes) = (0, 0);
+        while slots.room() != 0
+            && let Some(frame) = pool.take()
+        {
+            let packet = match make(frame) {
+                Ok(packet) => packet,
+                Err(frame) => {
+                    pool.put(frame);
+                    break;
+                }
+            };
+            let len = packet.len() as u64;
+            if let Err(refused) = slots.push(packet) {
+                pool.put(refused.into_inner());
+                break;
+            }
+            made += 1;
+            bytes += len;
+        }
+        drop(slots);
+        self.pushed(made, bytes);
+        made
+    }
+
+    #[inline(always)]
+    fn pushed(&mut self, n: u32, bytes: u64) {
+        self.in_flight += n;
+        self.unsent |= n != 0;
+        add(&self.counters.tx_packets, n.into());
+        add(&self.counters.tx_bytes, bytes);
+    }
+
+    #[inline(always)]
+    fn completed(&mut self, n: u32) {
+        // A broken kernel may give back more than it was given.
+        self.in_flight = self.in_flight.saturating_sub(n);
+        add(&self.counters.tx_completed, n.into());
+    }
+
+    /// Takes all sent frames into the pool; returns how many.
+    #[inline(never)]
+    pub(super) fn reclaim(&mut self, pool: &mut Pool) -> u32 {
+        let mut all = 0;
+        while self.completion.available() != 0 {
+            let taken = self.completion.drain_into(pool);
+            self.completed(taken);
+            all += taken;
+        }
+        all
+    }
+
+    /// Has the kernel send what is in TX, where it waits for that: always in copy mode, where the
+    /// call is what transmits.
+    #[inline]
+    pub(super) fn kick(&mut self) -> Result<()> {
+        if self.zero_copy && !self.tx.needs_wakeup() {
+            // The driver is awake, or falls asleep just now: whoever finds nothing to do asks again.
+            self.unsent = false;
+            return Ok(());
+        }
+        let sent = self.socket.send()?;
+        if sent == Sent::Dropped {
+            add(&self.counters.tx_dropped, 1);
+        }
+        // In copy mode the kernel stops early, with a word or without, and must be told again.
+        self.unsent = !self.zero_copy && self.tx.pending() != 0;
+        Ok(())
+    }
+
+    /// With nothing else to do: has the kernel look again where it must, and takes frames back.
+    pub(super) fn settle(&mut self, pool: &mut Pool) -> Result<()> {
+        self.reclaim(pool);
+        if self.unsent || (self.zero_copy && self.in_flight != 0) { self.kick() } else { Ok(()) }
+    }
+}
+
+/// Takes up to `batch` packets from `ingress`, and sends what becomes of them through `egress`. The
+/// frames of what was sent before go straight back to FILL.
+#[inline(always)]
+pub(super) fn forward<O: Outcome>(
+    ingress: &mut Ingress,
+    egress: &mut Egress,
+    pool: &mut Pool,
+    batch: u32,
+    each: impl FnMut(Packet) -> O,
+) -> u32 {
+    if egress.in_flight != 0 {
+        let back = ingress.fill.extend_frames(egress.completion.take(ingress.owed.min(batch)));
+        ingress.owed -= back;
+        egress.completed(back);
+        if back == 0 || ingress.owed == 0 {
+            // More than FILL is owed.
+            egress.reclaim(pool);
+        }
+    }
+    let before = egress.tx.pushed();
+    let mut bytes = (0, 0);
+    let taken = O::carry(&mut egress.tx, ingress.rx.take(batch), pool, &mut bytes, each);
+    ingress.owed += taken;
+    add(&ingress.counters.rx_packets, taken.into());
+    add(&ingress.counters.rx_bytes, bytes.0);
+    egress.pushed(egress.tx.pushed().wrapping_sub(before), bytes.1);
+    if ingress.is_short() {
+        ingress.top_up(pool);
+    }
+    taken
+}

@@ -1,0 +1,930 @@
+//! A device as one thing that receives and sends, with no ring in sight.
+//!
+//! A [`Port`] has one, several or all queues of an interface. It keeps the kernel supplied with
+//! frames to receive into, takes back those that were sent, and wakes the kernel when that is
+//! needed and only then.
+//!
+//! ```no_run
+//! use xsk::{Device, Port};
+//!
+//! fn main() -> xsk::Result<()> {
+//!     let mut port = Port::open(&Device::open("eth1")?)?;
+//!     loop {
+//!         port.wait(None)?;
+//!         port.receive(|packet| println!("{} bytes", packet.len()))?;
+//!     }
+//! }
+//! ```
+//!
+//! # What to do with packets
+//!
+//! | call | the packets that arrived |
+//! |---|---|
+//! | [`receive`](Port::receive) | are looked at, each for the length of a call |
+//! | [`process`](Port::process) | are sent back out of the queue they came by, dropped or kept, as the [`Action`] says |
+//! | [`forward`](Port::forward) | the same, but sent out by another port |
+//!
+//! One call is one *turn*: it handles up to a batch of packets on each queue and returns how many
+//! there were. It never waits: [`wait`](Port::wait) does, when a turn found nothing. A program that
+//! never waits has the shortest latency and keeps a processor busy.
+//!
+//! ```
+//! # let sim = xsk_sim::Sim::new();
+//! # let device = sim.device("sim0")?;
+//! use xsk::port::Action;
+//!
+//! let mut port = xsk::Port::open(&device)?;
+//! # sim.inject("sim0", &[0; 60])?;
+//! # sim.inject("sim0", &[1; 60])?;
+//! # sim.inject("sim0", &[2; 60])?;
+//! let mut kept = Vec::new();
+//! port.wait(None)?;
+//! # sim.run();
+//! let n = port.process(|mut packet| match packet[0] {
+//!     0 => Action::Drop(packet),
+//!     1 => {
+//!         packet[0] = 7;
+//!         Action::Send(packet)
+//!     }
+//!     _ => {
+//!         kept.push(packet);
+//!         Action::Keep
+//!     }
+//! })?;
+//! # assert_eq!((n, kept.len()), (3, 1));
+//! // A packet that was kept is sent later, or its frame is given back.
+//! for packet in kept {
+//!     port.recycle(packet);
+//! }
+//! // Packets of one's own: from bytes, or written in place.
+//! port.send_bytes(&[9; 60])?;
+//! let mut packet = port.packet(60).expect("frames are left");
+//! packet.fill(8);
+//! port.send(packet)?;
+//! port.flush()?; // or wait, or receive: each sends what was given to the port before
+//! # sim.run();
+//! # assert_eq!(sim.stack("sim1")?.len(), 3);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Several interfaces
+//!
+//! [`PortBuilder::open_each`] opens ports that share their memory, between which packets are
+//! forwarded without a copy; [`Port::wait_any`] waits for any of several.
+//!
+//! # Several threads
+//!
+//! A port is used by one thread. [`Port::split`] makes several ports of it, each with queues of its
+//! own. Packets can be sent to other threads and back, through any channel: whoever has a packet at
+//! its end sends it by a port or [recycles](Port::recycle) it, on any port of the same memory.
+//! A port that has more frames than it needs gives them to the memory's depot, and one that runs
+//! short takes them there.
+//!
+//! ```no_run
+//! use xsk::port::Action;
+//! use xsk::{Device, Port};
+//!
+//! fn main() -> xsk::Result<()> {
+//!     let port = Port::open(&Device::open("eth1")?)?;
+//!     let monitor = port.monitor();
+//!     std::thread::scope(|threads| {
+//!         for mut worker in port.split(4)? {
+//!             threads.spawn(move || -> xsk::Result<()> {
+//!                 loop {
+//!                     worker.wait(None)?;
+//!                     worker.process(Action::Send)?;
+//!                 }
+//!             });
+//!         }
+//!         loop {
+//!             std::thread::sleep(std::time::Duration::from_secs(1));
+//!             println!("{:?}", monitor.statistics()?.total());
+//!         }
+//!     })
+//! }
+//! ```
+//!
+//! # When the interface changes
+//!
+//! [`Port::event`] tells of it: switched off and on, link lost and back, other queues, removed. A
+//! port that is switched off goes on by itself when it is switched on. A program need not ask for
+//! events; only that the interface is gone is an error of every call, once the packets that arrived
+//! before are taken.
+//!
+//! # Other programs
+//!
+//! The program that a port attaches is shared with other processes' ports and sockets: see
+//! [sharing](crate::xdp#sharing). Each has queues of its own.
+
+mod builder;
+mod lane;
+mod link;
+mod statistics;
+
+use core::fmt;
+use core::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::device::Device;
+use crate::error::{Cause, Doing, Error, Result, general};
+use crate::kernel::{Errno, POLLIN, POLLOUT, PollEntry};
+use crate::rings::{Packets, PushError, TxRing};
+use crate::umem::{Frame, Packet, Pool, Umem};
+use crate::xdp::DefaultProgram;
+
+pub use builder::{PortBuilder, Queues};
+use lane::Lane;
+pub use link::Event;
+use link::{Link, News};
+pub use statistics::{Counts, Monitor, PortStatistics};
+
+/// Packets that a call handles at most on each queue, unless told otherwise.
+const BATCH: u32 = 64;
+
+/// One, several or all queues of an interface, as one thing that receives and sends.
+///
+/// Dropping a port closes its sockets, and detaches the program if no one else uses it. What was
+/// given to it and not yet sent is told to the kernel first; [`drain`](Self::drain) waits for it.
+pub struct Port {
+    lanes: Vec<Lane>,
+    pool: Pool,
+    /// Frames in the pool beyond which others may have them.
+    plenty: usize,
+    batch: u32,
+    /// The lane that sends next.
+    turn: usize,
+    shared: Arc<Shared>,
+    link: Link,
+    /// Queues that come later are taken on.
+    grows: bool,
+}
+
+/// What the parts of a port that was split have in common.
+struct Shared {
+    device: Device,
+    umem: Umem,
+    program: Option<DefaultProgram>,
+    monitor: Monitor,
+    how: builder::How,
+}
+
+/// What becomes of a packet.
+#[derive(Debug)]
+#[must_use = "it says what becomes of the packet"]
+pub enum Action {
+    /// It is sent.
+    Send(Packet),
+    /// It is done with; its frame is used again.
+    Drop(Packet),
+    /// The program has put it elsewhere.
+    Keep,
+}
+
+/// What a program returns for a packet: an [`Action`]; or the [`Packet`], where every packet is sent,
+/// which is a little faster.
+pub trait Outcome: Sized + sealed::Outcome {
+    /// Takes packets and gives what is to be sent to TX; returns how many were taken. `bytes` are
+    /// those taken and those sent.
+    #[doc(hidden)]
+    fn carry(
+        tx: &mut TxRing,
+        packets: Packets<'_>,
+        pool: &mut Pool,
+        bytes: &mut (u64, u64),
+        each: impl FnMut(Packet) -> Self,
+    ) -> u32;
+}
+
+mod sealed {
+    pub trait Outcome {}
+    impl Outcome for super::Action {}
+    impl Outcome for super::Packet {}
+}
+
+impl Outcome for Packet {
+    #[inline(always)]
+    fn carry(
+        tx: &mut TxRing,
+        packets: Packets<'_>,
+        _: &mut Pool,
+        bytes: &mut (u64, u64),
+        mut each: impl FnMut(Packet) -> Self,
+    ) -> u32 {
+        let (mut rx, mut sent) = (0, 0);
+        let taken = tx.extend(packets, |packet| {
+            rx += packet.len() as u64;
+            let packet = each(packet);
+            sent += packet.len() as u64;
+            packet
+        });
+        *bytes = (rx, sent);
+        taken
+    }
+}
+
+impl Outcome for Action {
+    #[inline(always)]
+    fn carry(
+        tx: &mut TxRing,
+        packets: Packets<'_>,
+        pool: &mut Pool,
+        bytes: &mut (u64, u64),
+        mut each: impl FnMut(Packet) -> Self,
+    ) -> u32 {
+        let (mut rx, mut sent) = (0, 0);
+        let taken = tx.extend_some(packets, |packet| {
+            rx += packet.len() as u64;
+            match each(packet) {
+                Self::Send(packet) => {
+                    sent += packet.len() as u64;
+                    Some(packet)
+                }
+                Self::Drop(packet) => {
+                    pool.put(packet);
+                    None
+                }
+                Self::Keep => None,
+            }
+        });
+        *bytes = (rx, sent);
+        taken
+    }
+}
+
+/// Why bytes were not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// There is no room in TX, or no frame is free: wait, and try again.
+    #[error("no frame, or no room in TX, is free")]
+    Full,
+    /// A packet is in one frame.
+    #[error("a packet of {len} bytes does not fit a frame of {max}")]
+    TooLong {
+        /// Bytes to be sent.
+        len: usize,
+        /// Bytes of a frame.
+        max: u32,
+    },
+    /// There are no empty packets.
+    #[error("a packet has at least one byte")]
+    Empty,
+}
+
+impl Port {
+    /// Opens all queues of `device`, to receive all packets.
+    ///
+    /// # Errors
+    ///
+    /// As [`PortBuilder::open`].
+    pub fn open(device: &Device) -> Result<Self> {
+        Self::builder(device).open()
+    }
+
+    /// Begins a port: all queues, all packets, in whichever mode the driver can, unless told
+    /// otherwise.
+    pub fn builder(device: &Device) -> PortBuilder {
+        PortBuilder::new(device)
+    }
+
+    fn new(lanes: Vec<Lane>, pool: Pool, shared: Arc<Shared>, link: Link, grows: bool) -> Self {
+        let how = shared.how;
+        let plenty = plenty(lanes.len(), &how);
+        Self { lanes, pool, plenty, batch: how.batch, turn: 0, shared, link, grows }
+    }
+
+    /// The interface.
+    pub fn device(&self) -> &Device {
+        &self.shared.device
+    }
+
+    /// The memory. Its [census](Umem::census) tells where every frame is.
+    pub fn umem(&self) -> &Umem {
+        &self.shared.umem
+    }
+
+    /// The program, unless it was opened without.
+    pub fn program(&self) -> Option<&DefaultProgram> {
+        self.shared.program.as_ref()
+    }
+
+    /// The queues that the port has, in order.
+    pub fn queues(&self) -> Vec<u32> {
+        self.lanes.iter().map(|lane| lane.socket().queue()).collect()
+    }
+
+    /// The sockets of its queues, in their order.
+    pub fn sockets(&self) -> impl Iterator<Item = &crate::Socket> {
+        self.lanes.iter().map(Lane::socket)
+    }
+
+    /// Whether all of its sockets are zero copy.
+    pub fn is_zero_copy(&self) -> bool {
+        self.sockets().all(crate::Socket::is_zero_copy)
+    }
+
+    /// Reads what the port counts, from any thread.
+    pub fn monitor(&self) -> Monitor {
+        self.shared.monitor.clone()
+    }
+
+    /// The next thing that happened to the interface, if any.
+    ///
+    /// It asks the kernel whether there is news (one system call). Where an interface was switched on
+    /// again, or has got more queues, what follows from that is done by the next call of any kind.
+    pub fn event(&mut self) -> Option<Event> {
+        self.look();
+        self.link.next()
+    }
+
+    /// One turn: shows the packets that arrived to `each`; their frames are used again. Returns how
+    /// many there were.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::InterfaceGone`], when nothing is left of what arrived before that.
+    #[inline]
+    pub fn receive(&mut self, mut each: impl FnMut(&mut Packet)) -> Result<u32> {
+        let mut all = 0;
+        for lane in &mut self.lanes {
+            let taken = lane.ingress.receive(self.batch, &mut each);
+            all += taken;
+            let quiet = lane.ingress.is_settled() && lane.egress.in_flight() == 0;
+            if !quiet && let Err(error) = serve(lane, &mut self.pool, taken, self.link.is_up()) {
+                self.link.absorb(error)?;
+            }
+        }
+        self.after(all)
+    }
+
+    /// One turn: what arrived is sent back out of the queue that it came by, dropped or kept, as
+    /// `each` says. Returns how many packets there were.
+    ///
+    /// What TX has no room for waits in RX for the next turn.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive); [`Cause::NeedsProgram`].
+    #[inline]
+    pub fn process<O: Outcome>(&mut self, mut each: impl FnMut(Packet) -> O) -> Result<u32> {
+        let mut all = 0;
+        for lane in &mut self.lanes {
+            let Lane { ingress, egress } = lane;
+            let taken = lane::forward(ingress, egress, &mut self.pool, self.batch, &mut each);
+            all += taken;
+            if let Err(error) = after_forward(ingress, egress, &mut self.pool, taken, self.link.is_up()) {
+                self.link.absorb(error)?;
+            }
+        }
+        self.after(all)
+    }
+
+    /// One turn: what arrived is sent out by the port `out`, dropped or kept, as `each` says. Returns
+    /// how many packets there were.
+    ///
+    /// A packet leaves by the queue of `out` that has the same place as the queue it came by, so that
+    /// the packets of a flow keep their order. What TX has no room for waits in RX for the next turn.
+    ///
+    /// # Errors
+    ///
+    /// As [`process`](Self::process), for either port; [`Cause::OtherMemory`], when `out` has another
+    /// UMEM.
+    #[inline]
+    pub fn forward<O: Outcome>(&mut self, out: &mut Self, mut each: impl FnMut(Packet) -> O) -> Result<u32> {
+        if !self.shared.umem.is(&out.shared.umem) {
+            return Err(self.other_memory(out));
+        }
+        let mut all = 0;
+        let ways = out.lanes.len();
+        for (place, lane) in self.lanes.iter_mut().enumerate() {
+            let ingress = &mut lane.ingress;
+            let way = if place < ways { place } else { place % ways };
+            let egress = &mut out.lanes[way].egress;
+            let taken = lane::forward(ingress, egress, &mut self.pool, self.batch, &mut each);
+            all += taken;
+            if let Err(error) = after_forward(ingress, egress, &mut self.pool, taken, out.link.is_up()) {
+                out.link.absorb(error)?;
+            }
+            // What this port was given to send itself.
+            if lane.egress.in_flight() != 0
+                && let Err(error) = serve(lane, &mut self.pool, taken, self.link.is_up())
+            {
+                self.link.absorb(error)?;
+            }
+        }
+        out.check_gone()?;
+        self.after(all)
+    }
+
+    #[cold]
+    fn other_memory(&self, out: &Self) -> Error {
+        let (from, to) = (self.device().name().into(), out.device().name().into());
+        Error::new(Doing::Forward { from, to }, Cause::OtherMemory)
+    }
+
+    fn check_gone(&self) -> Result<()> {
+        if self.link.is_gone() { Err(self.gone()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn gone(&self) -> Error {
+        self.link.gone(self.lanes.first().map_or(0, |lane| lane.socket().queue()))
+    }
+
+    /// The end of a turn that took `all` packets.
+    #[inline(always)]
+    fn after(&mut self, all: u32) -> Result<u32> {
+        if self.pool.len() > self.plenty {
+            self.pool.give(self.pool.len() - self.plenty);
+        }
+        if all == 0 { self.rest() } else { Ok(all) }
+    }
+
+    /// The end of a turn without a packet.
+    #[inline]
+    fn rest(&mut self) -> Result<u32> {
+        if self.link.is_time() {
+            self.look();
+        }
+        self.check_gone().map(|()| 0)
+    }
+
+    /// Looks after the interface; whether something happened.
+    #[inline(never)]
+    fn look(&mut self) -> bool {
+        let news = self.link.look();
+        self.follow(news)
+    }
+
+    /// Does what follows from a change of the interface.
+    fn follow(&mut self, news: News) -> bool {
+        if news.back {
+            self.lanes.iter_mut().for_each(|lane| lane.egress.tell_again());
+        }
+        if let Some((was, now)) = news.queues {
+            let taken = if self.grows { self.take_on(now) } else { Vec::new() };
+            self.link.tell(Event::Queues { was, now, taken });
+        }
+        news.any
+    }
+
+    /// Takes on the queues that the interface has got; those that can't be are left.
+    fn take_on(&mut self, now: u32) -> Vec<u32> {
+        let have = self.queues();
+        let Shared { device, umem, program, monitor, how } = &*self.shared;
+        let mut taken = Vec::new();
+        for queue in (0..now).filter(|queue| !have.contains(queue)) {
+            let Ok(lane) = how.open(device, queue, umem, &mut self.pool) else { continue };
+            if program.as_ref().is_some_and(|program| program.insert(lane.socket()).is_err()) {
+                continue;
+            }
+            monitor.add(&lane);
+            self.lanes.push(lane);
+            taken.push(queue);
+        }
+        self.lanes.sort_by_key(|lane| lane.socket().queue());
+        self.plenty = plenty(self.lanes.len(), how);
+        taken
+    }
+
+    /// A free frame as a packet of `len` bytes, to be written and sent. The bytes are whatever the
+    /// frame held before. `None` when no frame is free, or `len` does not fit one.
+    pub fn packet(&mut self, len: u32) -> Option<Packet> {
+        if self.pool.is_empty() {
+            self.find_frames();
+        }
+        self.pool.packet(0, len)
+    }
+
+    /// Frames that can be had without waiting, where the pool has none.
+    #[cold]
+    fn find_frames(&mut self) {
+        for lane in &mut self.lanes {
+            lane.egress.reclaim(&mut self.pool);
+        }
+        if self.pool.is_empty() {
+            self.pool.fetch(self.batch as usize);
+        }
+    }
+
+    /// Takes back the frame of a packet that was kept, of this port or another of the same memory.
+    #[inline]
+    pub fn recycle(&mut self, frame: impl Into<Frame>) {
+        self.pool.put(frame);
+        if self.pool.len() > self.plenty {
+            self.pool.give(self.batch as usize);
+        }
+    }
+
+    /// Sends a packet, with the next [`flush`](Self::flush), turn or wait.
+    ///
+    /// # Errors
+    ///
+    /// The packet back: [`PushError::Full`] when there is no room in TX, [`PushError::Foreign`] when
+    /// it is of another memory.
+    #[inline]
+    pub fn send(&mut self, packet: Packet) -> core::result::Result<(), PushError<Packet>> {
+        let lanes = self.lanes.len();
+        if lanes == 0 {
+            return Err(PushError::Full(packet));
+        }
+        for place in (self.turn..lanes).chain(0..self.turn) {
+            if self.lanes[place].egress.room() != 0 {
+                self.turn = place;
+                return self.lanes[place].egress.push(packet);
+            }
+        }
+        Err(PushError::Full(packet))
+    }
+
+    /// Sends a copy of `bytes` as a packet, with the next [`flush`](Self::flush), turn or wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> core::result::Result<(), Refused> {
+        let max = self.shared.umem.chunk_size();
+        let len = bytes.len();
+        if len == 0 {
+            return Err(Refused::Empty);
+        }
+        if len > max as usize {
+            return Err(Refused::TooLong { len, max });
+        }
+        let mut packet = self.packet(len as u32).ok_or(Refused::Full)?;
+        packet.copy_from_slice(bytes);
+        self.send(packet).map_err(|refused| {
+            self.pool.put(refused.into_inner());
+            Refused::Full
+        })
+    }
+
+    /// Sends up to `n` packets, which `make` makes of free frames, and tells the kernel; returns how
+    /// many: fewer where frames or room in TX ran out, or where `make` gave a frame back.
+    ///
+    /// [`Umem::packet`] makes a packet of a frame. The frames of packets that were sent come again,
+    /// with the bytes that they had.
+    ///
+    /// # Errors
+    ///
+    /// As [`flush`](Self::flush).
+    #[inline]
+    pub fn generate(
+        &mut self,
+        n: u32,
+        mut make: impl FnMut(&Umem, Frame) -> core::result::Result<Packet, Frame>,
+    ) -> Result<u32> {
+        let lanes = self.lanes.len();
+        let mut made = 0;
+        // A call begins where the last one did not get to, so that all queues have their turn.
+        for place in (self.turn..lanes).chain(0..self.turn) {
+            let egress = &mut self.lanes[place].egress;
+            if egress.in_flight() != 0 {
+                egress.reclaim(&mut self.pool);
+            }
+            if self.pool.is_empty() {
+                self.pool.fetch(self.batch as usize);
+            }
+            let umem = &self.shared.umem;
+            made += egress.generate(n - made, &mut self.pool, |frame| make(umem, frame));
+            if self.link.is_up()
+                && egress.in_flight() != 0
+                && let Err(error) = egress.kick()
+            {
+                self.link.absorb(error)?;
+            }
+            if made == n {
+                self.turn = (place + 1) % lanes;
+                break;
+            }
+        }
+        self.check_gone()?;
+        Ok(made)
+    }
+
+    /// Tells the kernel of what was given to the port to send, and takes back what was sent; returns
+    /// how many packets are still on their way.
+    ///
+    /// In copy mode a call sends a batch on each queue, and the rest waits for the next.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NeedsProgram`], [`Cause::InterfaceGone`].
+    pub fn flush(&mut self) -> Result<u32> {
+        let mut left = 0;
+        for lane in &mut self.lanes {
+            if self.link.is_up()
+                && let Err(error) = lane.egress.settle(&mut self.pool)
+            {
+                self.link.absorb(error)?;
+            }
+            // In copy mode most of it is back already.
+            lane.egress.reclaim(&mut self.pool);
+            left += lane.egress.in_flight();
+        }
+        self.check_gone()?;
+        Ok(left)
+    }
+
+    /// Flushes until everything is sent, or `timeout` has passed; returns how many packets are still
+    /// on their way.
+    ///
+    /// # Errors
+    ///
+    /// As [`flush`](Self::flush).
+    pub fn drain(&mut self, timeout: Duration) -> Result<u32> {
+        /// No event tells of a completion.
+        const LOOK: Duration = Duration::from_micros(50);
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let left = self.flush()?;
+            if left == 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(left);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until packets have arrived, something happened to the interface, or `timeout` has passed
+    /// (`None` waits without end). Returns whether there are packets. What was given to the port
+    /// before is sent first.
+    ///
+    /// A signal ends the wait early.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::InterfaceGone`], [`Cause::NeedsProgram`]; [`Cause::Deadlock`] on a stepped simulated
+    /// kernel where nothing could end the wait.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        Self::wait_any(&mut [self], timeout)
+    }
+
+    /// [`wait`](Self::wait) for any of several ports of one kernel.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_any(ports: &mut [&mut Self], timeout: Option<Duration>) -> Result<bool> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            let mut arrived = false;
+            let mut starving = false;
+            for port in ports.iter_mut() {
+                let (has, short) = port.prepare()?;
+                arrived |= has;
+                starving |= short;
+            }
+            if arrived {
+                return Ok(true);
+            }
+            let left = match deadline {
+                Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
+                None => timeout,
+            };
+            let slice = if starving { Some(left.map_or(SHORT, |left| left.min(SHORT))) } else { left };
+            let found = poll(ports, POLLIN, slice)?;
+            let mut happened = false;
+            for port in ports.iter_mut().filter(|_| found.watched) {
+                happened |= port.look();
+            }
+            if found.sockets {
+                return Ok(true);
+            }
+            if happened || found.interrupted || left == Some(Duration::ZERO) {
+                // What arrived before the interface went away is not told by the kernel.
+                return Ok(ports.iter_mut().any(|port| port.has_packets()));
+            }
+            if slice == left && !found.watched {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Waits until a packet can be sent: there is room in TX, and a frame is free. Returns whether
+    /// that is so, as [`wait`](Self::wait) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_to_send(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            self.flush()?;
+            if self.pool.is_empty() {
+                self.pool.fetch(self.batch as usize);
+            }
+            let frames = !self.pool.is_empty();
+            if frames && self.lanes.iter_mut().any(|lane| lane.egress.room() != 0) {
+                return Ok(true);
+            }
+            let left = match deadline {
+                Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
+                None => timeout,
+            };
+            if left == Some(Duration::ZERO) {
+                return Ok(false);
+            }
+            // For room in TX the kernel wakes; no event tells when a frame comes back.
+            let events = if frames { POLLOUT } else { 0 };
+            let slice = if frames && self.link.is_up() { LONG } else { SHORT / 10 };
+            let found = poll(&[&mut *self], events, Some(left.map_or(slice, |left| left.min(slice))))?;
+            let happened = found.watched && self.look();
+            if happened || found.interrupted {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn has_packets(&mut self) -> bool {
+        self.lanes.iter_mut().any(|lane| lane.ingress.available() != 0)
+    }
+
+    /// Everything that must not be left undone before a wait: FILL is filled, what is in TX is told to
+    /// the kernel. Returns whether there are packets already, and whether FILL lacks frames.
+    fn prepare(&mut self) -> Result<(bool, bool)> {
+        let (mut arrived, mut starving) = (false, false);
+        let up = self.link.is_up();
+        for lane in &mut self.lanes {
+            let Lane { ingress, egress } = lane;
+            let mut settle = || {
+                if egress.in_flight() != 0 && up {
+                    egress.settle(&mut self.pool)?;
+                }
+                if up { ingress.settle(&mut self.pool) } else { Ok(()) }
+            };
+            if let Err(error) = settle() {
+                self.link.absorb(error)?;
+            }
+            arrived |= ingress.available() != 0;
+            starving |= ingress.is_starving();
+        }
+        if !arrived {
+            self.check_gone()?;
+        }
+        Ok((arrived, starving))
+    }
+
+    /// Makes up to `parts` ports of this one, each with its part of the queues, for as many threads.
+    /// The program stays for as long as any of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::TooManyFiles`], and what else watching the interface may meet.
+    pub fn split(mut self, parts: usize) -> Result<Vec<Self>> {
+        let parts = parts.clamp(1, self.lanes.len().max(1));
+        let mut links = Vec::with_capacity(parts);
+        for _ in 0..parts {
+            links.push(Link::watch(&self.shared.device)?);
+        }
+        if let Some(first) = links.first_mut() {
+            first.take_over(&mut self.link);
+        }
+        let mut divided: Vec<Vec<Lane>> = (0..parts).map(|_| Vec::new()).collect();
+        for (place, lane) in core::mem::take(&mut self.lanes).into_iter().enumerate() {
+            divided[place % parts].push(lane);
+        }
+        let frames = self.pool.len();
+        self.pool.give(frames);
+        let ports = divided.into_iter().zip(links).map(|(lanes, link)| {
+            let mut pool = self.shared.umem.pool();
+            pool.fetch(frames / parts);
+            // Nobody but one of them could take on a queue that comes later, and which is no matter
+            // of theirs.
+            Self::new(lanes, pool, self.shared.clone(), link, false)
+        });
+        Ok(ports.collect())
+    }
+}
+
+/// How long to wait for frames, of which no event tells.
+const SHORT: Duration = Duration::from_millis(1);
+/// How long to wait for an event that may be missed.
+const LONG: Duration = Duration::from_millis(100);
+
+/// Frames that a port with so many queues has use for, beyond those in FILL.
+fn plenty(lanes: usize, how: &builder::How) -> usize {
+    lanes * how.ring as usize + 2 * how.batch as usize
+}
+
+/// What else is to be done for a lane in a turn that took `taken` packets without sending them on.
+#[inline(never)]
+fn serve(lane: &mut Lane, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
+    let Lane { ingress, egress } = lane;
+    if egress.in_flight() != 0 {
+        egress.reclaim(pool);
+        if up && egress.is_unsent() {
+            egress.kick()?;
+        }
+    }
+    if taken != 0 {
+        return if up { ingress.wake() } else { Ok(()) };
+    }
+    if up { idle(ingress, egress, pool) } else { Ok(()) }
+}
+
+/// What else is to be done in a turn of which `taken` packets were sent on.
+#[inline(always)]
+fn after_forward(
+    ingress: &mut lane::Ingress,
+    egress: &mut lane::Egress,
+    pool: &mut Pool,
+    taken: u32,
+    up: bool,
+) -> Result<()> {
+    if !up {
+        return Ok(());
+    }
+    if egress.is_unsent() {
+        egress.kick()?;
+    }
+    if taken != 0 { ingress.wake() } else { idle(ingress, egress, pool) }
+}
+
+/// A lane without packets, whose interface is up.
+#[inline(never)]
+fn idle(ingress: &mut lane::Ingress, egress: &mut lane::Egress, pool: &mut Pool) -> Result<()> {
+    if egress.in_flight() != 0 {
+        egress.settle(pool)?;
+    }
+    if ingress.is_settled() { Ok(()) } else { ingress.settle(pool) }
+}
+
+/// What a poll found.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    sockets: bool,
+    watched: bool,
+    interrupted: bool,
+}
+
+/// Waits for any socket of `ports`, and for news of their links.
+fn poll(ports: &[&mut Port], events: i16, timeout: Option<Duration>) -> Result<Found> {
+    /// Descriptors for which nothing is allocated.
+    const FEW: usize = 16;
+    let Some(first) = ports.first() else { return Ok(Found::default()) };
+    let watches = ports.iter().map(|port| port.link.watched());
+    let sockets = ports.iter().flat_map(|port| port.sockets());
+    let mut all = watches.chain(sockets.map(|socket| PollEntry { fd: socket.as_fd(), events, revents: 0 }));
+    let count = ports.iter().map(|port| 1 + port.lanes.len()).sum();
+    let (mut few, mut many) = ([first.link.watched(); FEW], Vec::new());
+    let entries: &mut [PollEntry<'_>] = if count <= FEW {
+        for (place, entry) in few.iter_mut().zip(&mut all) {
+            *place = entry;
+        }
+        &mut few[..count]
+    } else {
+        many.extend(all);
+        &mut many
+    };
+    match first.device().kernel().poll(entries, timeout) {
+        Ok(_) => {
+            let (watches, sockets) = entries.split_at(ports.len());
+            let ready = |entries: &[PollEntry<'_>]| entries.iter().any(|entry| entry.revents != 0);
+            Ok(Found { sockets: ready(sockets), watched: ready(watches), interrupted: false })
+        }
+        Err(Errno::INTR) => Ok(Found { interrupted: true, ..Found::default() }),
+        Err(errno) => {
+            let queue = first.lanes.first().map_or(0, |lane| lane.socket().queue());
+            let doing = Doing::Wait { interface: first.device().name().into(), queue };
+            let cause = match errno {
+                Errno::DEADLK => Cause::Deadlock,
+                errno => general(errno),
+            };
+            Err(Error::with_errno(doing, cause, errno))
+        }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let up = self.link.is_up() && !self.link.is_gone();
+        for lane in &mut self.lanes {
+            if up && lane.egress.is_unsent() {
+                // Whatever it says, the port is closed.
+                let _ = lane.egress.kick();
+            }
+            let unbound = lane.socket().is_off();
+            lane.empty_into(&mut self.pool, unbound);
+        }
+    }
+}
+
+impl AsFd for Port {
+    /// The descriptor by which the port hears of its interface, for a program's own `poll`, beside
+    /// those of its [`sockets`](Self::sockets): readable when [`event`](Self::event) has news.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.watched().fd
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port")
+            .field("interface", &self.device().name())
+            .field("queues", &self.queues())
+            .field("zero_copy", &self.is_zero_copy())
+            .finish_non_exhaustive()
+    }
+}
