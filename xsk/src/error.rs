@@ -732,7 +732,7 @@ impl Cause {
             Self::QueueBusy { holders, .. } => busy_remedy(holders),
             Self::NoQueues => "name a queue, or take all".into(),
             Self::OtherMemory => {
-                "open both ports on one UMEM: PortBuilder::open_each, or PortBuilder::umem".into()
+                "open both ports on one UMEM: Port::open_each, or PortBuilder::umem".into()
             }
             Self::QueueTaken => "use another queue, or a UMEM of its own".into(),
             Self::ZeroCopyUnsupported { .. } | Self::ZeroCopyRefused { .. } => {

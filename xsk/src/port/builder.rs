@@ -206,13 +206,7 @@ impl PortBuilder {
         self.open_on(umem)
     }
 
-    /// Opens several ports on one UMEM that is large enough for all, so that packets go from one to
-    /// another without a copy.
-    ///
-    /// # Errors
-    ///
-    /// As [`open`](Self::open); none is open then.
-    pub fn open_each<const N: usize>(builders: [Self; N]) -> Result<[Port; N]> {
+    pub(super) fn open_each<const N: usize>(builders: [Self; N]) -> Result<[Port; N]> {
         let (mut frames, mut chunk) = (0, 0);
         for builder in &builders {
             let need = builder.need()?;

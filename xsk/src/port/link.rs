@@ -196,15 +196,17 @@ impl Link {
         /// Changes of the carrier are told late, so it is asked for.
         const LOOK: Duration = Duration::from_millis(20);
         let begin = Instant::now();
+        let mut missed = false;
         while let Ok(info) = self.device.info() {
             self.state = State::of(&info);
             let waited = begin.elapsed();
             if self.state.carrier || !before.carrier || !self.state.up {
-                if waited >= LOOK {
+                if missed {
                     self.tell(Event::LinkReset { waited });
                 }
                 break;
             }
+            missed = true;
             if waited >= patience {
                 self.tell(Event::LinkStillDown { waited });
                 break;

@@ -69,7 +69,7 @@
 //!
 //! # Several interfaces
 //!
-//! [`PortBuilder::open_each`] opens ports that share their memory, between which packets are
+//! [`Port::open_each`] opens ports that share their memory, between which packets are
 //! forwarded without a copy; [`Port::wait_any`] waits for any of several.
 //!
 //! # Several threads
@@ -281,6 +281,16 @@ impl Port {
     /// As [`PortBuilder::open`].
     pub fn open(device: &Device) -> Result<Self> {
         Self::builder(device).open()
+    }
+
+    /// Opens several ports on one memory that is large enough for all, so that packets go from one to
+    /// another without a copy.
+    ///
+    /// # Errors
+    ///
+    /// As [`PortBuilder::open`]; none is open then.
+    pub fn open_each<const N: usize>(builders: [PortBuilder; N]) -> Result<[Self; N]> {
+        PortBuilder::open_each(builders)
     }
 
     /// Begins a port: all queues, all packets, in whichever mode the driver can, unless told
