@@ -302,9 +302,19 @@ impl How {
         self.ring.saturating_mul(2)
     }
 
+    /// Of these, those for FILL.
+    fn full(&self) -> u32 {
+        if self.receives { self.ring } else { 0 }
+    }
+
+    /// The others.
+    pub(super) fn spare(&self) -> u32 {
+        self.share() - self.full()
+    }
+
     /// Opens a queue's socket.
     pub(super) fn open(&self, device: &Device, queue: u32, umem: &Umem, pool: &mut Pool) -> Result<Lane> {
-        let full = if self.receives { self.ring } else { 0 };
+        let full = self.full();
         let had = pool.len();
         let xsk = Socket::builder(device)
             .queue(queue)

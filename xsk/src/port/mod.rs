@@ -150,8 +150,10 @@ const BATCH: u32 = 64;
 pub struct Port {
     lanes: Vec<Lane>,
     pool: Pool,
-    /// Frames in the pool beyond which others may have them.
+    /// Frames that the pool has while nothing is on its way; others may have what is beyond them.
     plenty: usize,
+    /// Frames that it may have more before that, or less after.
+    slack: usize,
     batch: u32,
     /// The lane that sends next.
     turn: usize,
@@ -301,8 +303,9 @@ impl Port {
 
     fn new(lanes: Vec<Lane>, pool: Pool, shared: Arc<Shared>, link: Link, grows: bool) -> Self {
         let how = shared.how;
-        let plenty = plenty(lanes.len(), &how);
-        Self { lanes, pool, plenty, batch: how.batch, turn: 0, shared, link, grows }
+        let plenty = lanes.len() * how.spare() as usize;
+        let slack = (how.ring / 4).min(2 * how.batch) as usize;
+        Self { lanes, pool, plenty, slack, batch: how.batch, turn: 0, shared, link, grows }
     }
 
     /// The interface.
@@ -446,9 +449,7 @@ impl Port {
     /// The end of a turn that took `all` packets.
     #[inline(always)]
     fn after(&mut self, all: u32) -> Result<u32> {
-        if self.pool.len() > self.plenty {
-            self.pool.give(self.pool.len() - self.plenty);
-        }
+        self.share();
         if all == 0 { self.rest() } else { Ok(all) }
     }
 
@@ -495,7 +496,7 @@ impl Port {
             taken.push(queue);
         }
         self.lanes.sort_by_key(|lane| lane.socket().queue());
-        self.plenty = plenty(self.lanes.len(), how);
+        self.plenty = self.lanes.len() * how.spare() as usize;
         taken
     }
 
@@ -523,8 +524,16 @@ impl Port {
     #[inline]
     pub fn recycle(&mut self, frame: impl Into<Frame>) {
         self.pool.put(frame);
-        if self.pool.len() > self.plenty {
-            self.pool.give(self.batch as usize);
+        self.share();
+    }
+
+    /// Gives others what the pool has more than it should. Some packets one way or the other are no
+    /// reason to take the depot's lock.
+    #[inline(always)]
+    fn share(&mut self) {
+        let slack = self.slack;
+        if self.pool.len() > self.plenty + slack {
+            self.pool.give(self.pool.len() - self.plenty + slack);
         }
     }
 
@@ -634,6 +643,7 @@ impl Port {
             lane.egress.reclaim(&mut self.pool);
             left += lane.egress.in_flight();
         }
+        self.share();
         self.check_gone()?;
         Ok(left)
     }
@@ -770,6 +780,7 @@ impl Port {
             arrived |= ingress.available() != 0;
             starving |= ingress.is_starving();
         }
+        self.share();
         if !arrived {
             self.check_gone()?;
         }
@@ -812,11 +823,6 @@ impl Port {
 const SHORT: Duration = Duration::from_millis(1);
 /// How long to wait for an event that may be missed.
 const LONG: Duration = Duration::from_millis(100);
-
-/// Frames that a port with so many queues has use for, beyond those in FILL.
-fn plenty(lanes: usize, how: &builder::How) -> usize {
-    lanes * how.ring as usize + 2 * how.batch as usize
-}
 
 /// What else is to be done for a lane in a turn that took `taken` packets without sending them on.
 #[inline(never)]
