@@ -436,10 +436,17 @@ impl Port {
     /// The end of a turn that took `all` packets.
     #[inline(always)]
     fn after(&mut self, all: u32) -> Result<u32> {
+        self.share();
+        if all == 0 { self.rest() } else { Ok(all) }
+    }
+
+    /// Gives what the port has no use for to the depot, where other ports may have it. Every call that
+    /// takes back sent frames ends with this: they may have come from a port that lacks them.
+    #[inline(always)]
+    fn share(&mut self) {
         if self.pool.len() > self.plenty {
             self.pool.give(self.pool.len() - self.plenty);
         }
-        if all == 0 { self.rest() } else { Ok(all) }
     }
 
     /// The end of a turn without a packet.
@@ -600,6 +607,7 @@ impl Port {
                 break;
             }
         }
+        self.share();
         self.check_gone()?;
         Ok(made)
     }
@@ -624,6 +632,7 @@ impl Port {
             lane.egress.reclaim(&mut self.pool);
             left += lane.egress.in_flight();
         }
+        self.share();
         self.check_gone()?;
         Ok(left)
     }
@@ -760,6 +769,7 @@ impl Port {
             arrived |= ingress.available() != 0;
             starving |= ingress.is_starving();
         }
+        self.share();
         if !arrived {
             self.check_gone()?;
         }
