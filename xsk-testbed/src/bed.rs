@@ -31,13 +31,32 @@ thread_local! {
 /// holds a namespace (a socket, a thread that still runs) keeps the pair alive until it is gone too.
 #[derive(Debug)]
 pub struct Testbed {
-    a: End,
-    b: End,
+    pair: Pair,
     origin: Namespace,
-    /// Takes what is sent to [`DISCARD`], which the stack would answer by ICMP otherwise.
-    _discard: [UdpSocket; 2],
     /// Dropping it moves the dropping thread, which must be the one that was moved.
     not_send: PhantomData<*const ()>,
+}
+
+/// A veth pair: that of a [`Testbed`], or one [beside](Builder::beside) it, which is gone when its
+/// namespaces are.
+#[derive(Debug)]
+pub struct Pair {
+    a: End,
+    b: End,
+    /// Takes what is sent to [`DISCARD`], which the stack would answer by ICMP otherwise.
+    _discard: [UdpSocket; 2],
+}
+
+impl Pair {
+    /// The end in the namespace of the testbed's thread.
+    pub fn a(&self) -> &End {
+        &self.a
+    }
+
+    /// The other end.
+    pub fn b(&self) -> &End {
+        &self.b
+    }
 }
 
 /// One end of the pair.
@@ -117,30 +136,47 @@ impl Builder {
         let origin = Namespace::current()?;
         let in_a = Namespace::new()?;
         let in_b = if self.single_namespace { in_a.clone() } else { Namespace::new()? };
+        // Before the pair exists, so that it never says a word of IPv6.
+        in_a.run(silence_ipv6)??;
+        in_b.run(silence_ipv6)??;
+        in_a.run(|| link::set_up("lo", true))??;
+        let pair = self.pair("xsk0", "xsk1", &in_a, &in_b)?;
+        in_a.enter()?;
+        INSIDE.set(true);
+        Ok(Testbed { pair, origin, not_send: PhantomData })
+    }
 
+    /// Makes another pair, whose end `a` is next to that of `bed`: a machine with two interfaces. Its
+    /// end `b` has a namespace of its own, or that of end `a` too.
+    pub fn beside(self, bed: &Testbed) -> Result<Pair, Error> {
+        let in_a = &bed.a().namespace;
+        let in_b = if self.single_namespace { in_a.clone() } else { Namespace::new()? };
+        in_b.run(silence_ipv6)??;
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.pair(&format!("xsk{number}a"), &format!("xsk{number}b"), in_a, &in_b)
+    }
+
+    fn pair(self, name_a: &str, name_b: &str, in_a: &Namespace, in_b: &Namespace) -> Result<Pair, Error> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let [x, y] = id.to_be_bytes();
-        let end = |name: &str, host: u8, other: u8, namespace: Namespace| End {
+        let end = |name: &str, host: u8, other: u8, namespace: &Namespace| End {
             name: name.into(),
             ifindex: 0,
             mac: [0x02, b'x', b's', x, y, host],
             ipv4: Ipv4Addr::new(10, x, y, host),
             ipv6: Ipv6Addr::new(0xfd78, 0x736b, 0, 0, 0, 0, id, host.into()),
             queues: self.queues,
-            namespace,
+            namespace: namespace.clone(),
             neighbour: (Ipv4Addr::new(10, x, y, other), [0x02, b'x', b's', x, y, other]),
         };
-        let mut a = end("xsk0", 1, 2, in_a.clone());
-        let mut b = end("xsk1", 2, 1, in_b.clone());
+        let mut a = end(name_a, 1, 2, in_a);
+        let mut b = end(name_b, 2, 1, in_b);
 
-        // Before the pair exists, so that it never says a word of IPv6.
-        in_a.run(silence_ipv6)??;
-        in_b.run(silence_ipv6)??;
         in_a.run(|| {
-            let elsewhere = (!self.single_namespace).then_some(&in_b);
-            link::create_pair(&a, &b, self.mtu, elsewhere)?;
-            link::set_up("lo", true)
+            let elsewhere = (!self.single_namespace).then_some(in_b);
+            link::create_pair(&a, &b, self.mtu, elsewhere)
         })??;
         for end in [&a, &b] {
             end.namespace.run(|| {
@@ -158,10 +194,7 @@ impl Builder {
             end.set_gro(self.gro)?;
         }
         let discard = [a.discard()?, b.discard()?];
-
-        in_a.enter()?;
-        INSIDE.set(true);
-        Ok(Testbed { a, b, origin, _discard: discard, not_send: PhantomData })
+        Ok(Pair { a, b, _discard: discard })
     }
 }
 
@@ -187,12 +220,12 @@ impl Testbed {
 
     /// The end next to the thread that built the testbed.
     pub fn a(&self) -> &End {
-        &self.a
+        &self.pair.a
     }
 
     /// The other end.
     pub fn b(&self) -> &End {
-        &self.b
+        &self.pair.b
     }
 
     /// Runs `f` next to end [`b`](Self::b) and waits for it; if `f` panics, so does this.
@@ -211,7 +244,7 @@ impl Testbed {
     /// # Ok::<_, xsk_testbed::Error>(())
     /// ```
     pub fn peer<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Result<R, Error> {
-        self.b.namespace.run(f)
+        self.b().namespace.run(f)
     }
 }
 

@@ -52,6 +52,12 @@ pub enum Error {
     /// The frame of a generator has no place for a number.
     #[error("the frame has no number to overwrite; build it with `UdpFrame::number`")]
     NotNumbered,
+    /// No flow was found that arrives on some queue, or a frame did not arrive at all.
+    #[error("no flow leads to some of the receive queues of {name}")]
+    NoFlowForQueue {
+        /// The receiving end.
+        name: String,
+    },
     /// No CPU that this thread may use leads to that receive queue.
     #[error(
         "no usable CPU leads to receive queue {queue} of {queues}: it is the sending CPU modulo the queues"

@@ -89,6 +89,12 @@ impl UdpFrame {
         self
     }
 
+    /// Sets the source port alone.
+    pub fn source_port(mut self, port: u16) -> Self {
+        self.ports.0 = port;
+        self
+    }
+
     /// Adds a tag of this VLAN, 0 to 4095.
     pub fn vlan(mut self, id: u16) -> Self {
         self.vlan = Some(id);

@@ -96,8 +96,13 @@ impl Load {
         self
     }
 
+    /// Whether all is sent when this many frames are.
+    pub(crate) fn is_done(self, sent: u64) -> bool {
+        self.count.is_some_and(|count| sent >= count)
+    }
+
     /// The first number that may not be sent yet.
-    fn limit(self, first: u64, received: u64) -> u64 {
+    pub(crate) fn limit(self, first: u64, received: u64) -> u64 {
         let window = self.window.map_or(u64::MAX, |window| received.saturating_add(window));
         first.saturating_add(window.min(self.count.unwrap_or(u64::MAX)))
     }

@@ -14,6 +14,7 @@
 //! | [`PacketSocket`] | raw frames by `AF_PACKET` | a few frames of any shape, and to see what arrives |
 //! | [`End::udp`] | a plain UDP socket | whether the stack's own traffic works |
 //! | [`Generator`] | numbered frames made inside the kernel | millions of packets, loss and order |
+//! | [`Stream`] | numbered frames by either | traffic on each of several queues |
 //!
 //! Set-up is by netlink and the ethtool ioctl; no program of the system is run.
 //!
@@ -41,13 +42,14 @@ mod namespace;
 #[allow(unsafe_code)]
 mod packet;
 mod sequence;
+mod stream;
 
 use std::io::Write as _;
 
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::CapabilitySet;
 
-pub use bed::{Builder, DISCARD, End, Testbed};
+pub use bed::{Builder, DISCARD, End, Pair, Testbed};
 pub use error::Error;
 pub use ethtool::Channels;
 pub use frame::{UdpFrame, number};
@@ -56,6 +58,7 @@ pub use link::{Counters, Link};
 pub use namespace::Namespace;
 pub use packet::PacketSocket;
 pub use sequence::Sequence;
+pub use stream::{QueueCounter, Stream, source_ports};
 
 /// The environment variable that, when it is `1`, forbids tests to be skipped: see [`can_run`].
 pub const REQUIRE: &str = "XSK_REQUIRE_TESTBED";

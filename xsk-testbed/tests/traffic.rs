@@ -1,12 +1,11 @@
 //! Traffic through the pair, counted to the packet.
 
-use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use xsk::kernel::linux::{Linux, lookup_map};
-use xsk::kernel::{Handle, MapSpec, ProgramSpec, Programs as _, XDP_FLAGS_DRV_MODE};
-use xsk::xdp::asm::{self, Alu, Cond, Reg, Width};
-use xsk_testbed::{End, Error, Generator, Load, PacketSocket, Sequence, UdpFrame, bed, number};
+use xsk_testbed::{
+    End, Error, Generator, Load, PacketSocket, QueueCounter, Sequence, Stream, UdpFrame, bed, number,
+    source_ports,
+};
 
 /// How long something may take that is expected to happen.
 const SOON: Duration = Duration::from_secs(10);
@@ -158,45 +157,13 @@ fn generated_frames_arrive_complete_and_in_order() {
     assert_eq!(watch.try_recv().unwrap(), None);
 }
 
-/// An XDP program that counts packets by their receive queue and drops them, and its map.
-fn count_by_queue(queues: u32) -> (Handle, Handle) {
-    let map =
-        MapSpec { kind: 2, key_size: 4, value_size: 8, max_entries: queues, flags: 0, name: "by_queue" };
-    let map = Linux.create_map(&map).unwrap();
-    let mut instructions = vec![
-        asm::load(Width::W, Reg::R1, Reg::R1, asm::XDP_MD_RX_QUEUE_INDEX),
-        asm::store(Width::W, Reg::R10, -4, Reg::R1),
-        asm::alu(Alu::Mov, Reg::R2, Reg::R10),
-        asm::alu_imm(Alu::Add, Reg::R2, -4),
-    ];
-    instructions.extend(asm::load_map(Reg::R1, map.as_fd().as_raw_fd()));
-    instructions.extend([
-        asm::call(asm::FN_MAP_LOOKUP_ELEM),
-        asm::jump_imm(Cond::Eq, Reg::R0, 0, 2),
-        asm::alu_imm(Alu::Mov, Reg::R1, 1),
-        asm::fetch_add(Reg::R0, 0, Reg::R1),
-        asm::alu_imm(Alu::Mov, Reg::R0, asm::XDP_DROP),
-        asm::exit(),
-    ]);
-    let spec = ProgramSpec { instructions: &instructions, flags: 0, name: "by_queue" };
-    let mut log = String::new();
-    (Linux.load_program(&spec, &mut log).unwrap_or_else(|e| panic!("{e}: {log}")), map)
-}
-
 #[test]
 fn generated_frames_arrive_on_the_chosen_queue_of_a_native_program() {
     const QUEUES: u32 = 4;
     let Some(bed) = bed(|b| b.queues(QUEUES)) else { return };
-    let (program, map) = count_by_queue(QUEUES);
-    let _link = Linux.attach(program.as_fd(), bed.a().ifindex, XDP_FLAGS_DRV_MODE).unwrap();
-    let counts = || -> Vec<u64> {
-        let count = |queue: u32| {
-            let mut value = [0; 8];
-            lookup_map(map.as_fd(), &queue.to_ne_bytes(), &mut value).unwrap();
-            u64::from_ne_bytes(value)
-        };
-        (0..QUEUES).map(count).collect()
-    };
+    let counter = QueueCounter::new(QUEUES).unwrap();
+    let _attached = counter.attach(bed.a()).unwrap();
+    let counts = || counter.counts().unwrap();
     let mut expected = vec![0; QUEUES as usize];
     for queue in 0..QUEUES {
         let generator = Generator::new(bed.b(), numbered(bed.b(), bed.a())).unwrap();
@@ -294,4 +261,45 @@ fn frames_of_every_size_can_be_generated_up_to_the_kernels_limit() {
     let frame = UdpFrame::new(bed.b(), bed.a()).number(0).len(4000).build().unwrap();
     let error = Generator::new(bed.b(), frame).unwrap().run(1).unwrap_err().to_string();
     assert!(error.starts_with("generating frames of 4000 bytes: Invalid argument"), "{error}");
+}
+
+#[test]
+fn a_stream_reaches_each_queue_and_loses_nothing() {
+    const QUEUES: u32 = 4;
+    const COUNT: u64 = 5000;
+    let Some(bed) = bed(|b| b.queues(QUEUES)) else { return };
+    let ports = source_ports(bed.b(), bed.a()).unwrap();
+    let counter = QueueCounter::new(QUEUES).unwrap();
+    let _attached = counter.attach(bed.a()).unwrap();
+    let mut generated = 0;
+    for (queue, &port) in (0..QUEUES).zip(&ports) {
+        let frame = UdpFrame::new(bed.b(), bed.a()).source_port(port).number(0).build().unwrap();
+        let stream = Stream::start(bed.b(), frame, queue, Load::count(COUNT).window(64)).unwrap();
+        generated += u32::from(stream.is_generated());
+        let (mut seen, deadline) = (0, Instant::now() + SOON);
+        while seen < COUNT {
+            let now = counter.counts().unwrap()[queue as usize];
+            assert!(stream.sent().unwrap() <= seen + 64 && Instant::now() < deadline);
+            stream.received(now - seen).unwrap();
+            seen = now;
+        }
+        assert_eq!(stream.stop().unwrap(), COUNT);
+    }
+    assert_eq!(counter.counts().unwrap(), [COUNT; QUEUES as usize]);
+    assert!(generated > 0, "each CPU leads to some queue");
+}
+
+#[test]
+fn a_pair_beside_the_testbed_is_another_interface_of_its_thread() {
+    let Some(bed) = bed(|b| b) else { return };
+    let [second, third] = [(), ()].map(|()| xsk_testbed::Testbed::builder().queues(2).beside(&bed).unwrap());
+    for pair in [&second, &third] {
+        assert_eq!(pair.a().namespace.id().unwrap(), bed.a().namespace.id().unwrap());
+        let watch = PacketSocket::open(pair.a()).unwrap();
+        let frame = numbered(pair.b(), pair.a());
+        PacketSocket::open(pair.b()).unwrap().send(&frame).unwrap();
+        assert_eq!(watch.recv(SOON).unwrap(), Some(frame));
+    }
+    assert_ne!(second.a().ifindex, third.a().ifindex);
+    assert_eq!(bed.a().link().unwrap().counters.rx_packets, 0);
 }

@@ -527,8 +527,9 @@ impl Port {
         self.share();
     }
 
-    /// Gives others what the pool has more than it should. Some packets one way or the other are no
-    /// reason to take the depot's lock.
+    /// Gives others what the pool has more than it should. Every call that takes back sent frames ends
+    /// with this: they may have come from a port that lacks them. Some packets one way or the other
+    /// are no reason to take the depot's lock.
     #[inline(always)]
     fn share(&mut self) {
         let slack = self.slack;
@@ -619,6 +620,7 @@ impl Port {
                 break;
             }
         }
+        self.share();
         self.check_gone()?;
         Ok(made)
     }
