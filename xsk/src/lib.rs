@@ -17,25 +17,16 @@
 //! It sends every packet that arrives back to where it came from.
 //!
 //! ```no_run
-//! use xsk::xdp::{AttachMode, DefaultProgram};
-//! use xsk::{Device, Interest, Socket, Umem};
+//! use xsk::{Device, Port};
 //!
 //! fn main() -> xsk::Result<()> {
-//!     let device = Device::open("veth0")?;
-//!     let (umem, mut pool) = Umem::builder().build()?;
-//!     let mut xsk = Socket::builder(&device).fill_from(&mut pool, 2048).open(&umem)?;
-//!     let program = DefaultProgram::attach(&device, AttachMode::Best)?;
-//!     program.insert(&xsk.socket)?;
+//!     let mut port = Port::open(&Device::open("eth1")?)?; // all queues, all packets
 //!     loop {
-//!         xsk.socket.wait(Interest::Rx, None)?;
-//!         xsk.fill.extend_frames(xsk.completion.take(64));
-//!         xsk.tx.extend(xsk.rx.take(32), |mut packet| {
-//!             if let Some((to, from)) = packet.get_mut(..12).map(|macs| macs.split_at_mut(6)) {
-//!                 to.swap_with_slice(from);
-//!             }
-//!             packet
-//!         });
-//!         let _sent = xsk.socket.send()?; // in copy mode, up to 32 packets a call
+//!         port.wait(None)?;
+//!         port.process(|mut packet| {
+//!             packet[..12].rotate_left(6); // the MAC addresses change places
+//!             packet // and out it goes; or an Action: send, drop, keep
+//!         })?;
 //!     }
 //! }
 //! ```
@@ -48,6 +39,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | [`port`] | a device as one thing that receives and sends, on all its queues: begin here |
 //! | [`socket`] | one AF_XDP socket: build, bind, wake, wait, statistics |
 //! | [`rings`] | its four rings, typed: frames and packets in, frames and packets out |
 //! | [`xdp`] | XDP programs, the XSKMAP, attaching |
@@ -65,7 +57,8 @@
 //! - What the kernel hands back is checked before it becomes a frame. See [`umem`] for the ledger,
 //!   which also catches a kernel that gives a frame twice.
 //! - Where every frame is can be counted at any time: [`Umem::census`].
-//! - The data path allocates nothing, takes no lock and makes no system call that it need not.
+//! - The data path allocates nothing, takes no lock and makes no system call that it need not. (Frames
+//!   that go from one thread's port to another's and stay there come back under a lock, in batches.)
 //! - An [`Error`] has a typed cause, and says why and what to do.
 //!
 //! Linux 5.9 or later is needed to attach the programs (BPF links), and 5.10 to share a UMEM

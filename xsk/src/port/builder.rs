@@ -156,6 +156,9 @@ impl PortBuilder {
     }
 
     /// Entries of each of the four rings of each queue, a power of two (default 2048).
+    ///
+    /// A port has twice as many frames for each queue: 8 MiB with the default, where frames have 2048
+    /// bytes.
     pub fn ring_size(mut self, entries: u32) -> Self {
         self.how.ring = entries;
         self
