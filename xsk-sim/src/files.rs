@@ -110,7 +110,12 @@ impl AsFd for WatchFile {
 
 impl Watch for WatchFile {
     fn take(&self) -> bool {
-        clear(&self.fd)
+        self.sim.with(|state| {
+            if let Some(watched) = state.watches.get_mut(&self.fd.as_raw_fd()) {
+                watched.told = false;
+            }
+            clear(&self.fd)
+        })
     }
 }
 

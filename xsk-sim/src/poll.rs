@@ -16,6 +16,8 @@ use crate::state::{Object, State};
 #[derive(Clone, Copy)]
 enum Target {
     Socket(SocketId),
+    /// A watch over a device.
+    Watch,
     /// Something else of this kernel's: its descriptor tells.
     Own,
     /// Something of another kernel's, which may happen at any time.
@@ -36,7 +38,7 @@ impl State {
         match self.files.get(&fd) {
             Some(Object::Socket(id)) => Target::Socket(*id),
             Some(_) => Target::Own,
-            None if self.watches.contains_key(&fd) => Target::Own,
+            None if self.watches.contains_key(&fd) => Target::Watch,
             None => Target::Foreign,
         }
     }
@@ -48,7 +50,7 @@ impl State {
             // always writable: that there is room in TX, nobody tells.
             Target::Socket(id) if self.is_silent(id) => 0,
             Target::Socket(_) => entry.events & (POLLIN | POLLRDNORM),
-            Target::Own | Target::Foreign => entry.events,
+            Target::Watch | Target::Own | Target::Foreign => entry.events,
         }
     }
 
@@ -121,15 +123,23 @@ fn look(
     let mut progress = false;
     for (entry, target) in entries.iter_mut().zip(targets) {
         entry.revents = 0;
-        if let Target::Socket(id) = *target {
-            state.socket(id).settle();
-            let (ready, moved) = state.look(id, first);
-            entry.revents = ready & entry.events;
-            progress |= moved;
+        match *target {
+            Target::Socket(id) => {
+                state.socket(id).settle();
+                let (ready, moved) = state.look(id, first);
+                entry.revents = ready & entry.events;
+                progress |= moved;
+            }
+            Target::Watch => {
+                let told = state.watches.get(&entry.fd.as_raw_fd()).is_some_and(|watched| watched.told);
+                entry.revents = if told { entry.events & POLLIN } else { 0 };
+            }
+            Target::Own | Target::Foreign => {}
         }
     }
     // Under the kernel's lock: no watch is told of anything meanwhile.
-    let others = || targets.iter().enumerate().filter(|(_, target)| !matches!(target, Target::Socket(_)));
+    let is_other = |target: &Target| matches!(target, Target::Own | Target::Foreign);
+    let others = || targets.iter().enumerate().filter(|(_, target)| is_other(target));
     let mut fds: Vec<_> = others().map(|(at, _)| poll_fd(&entries[at], entries[at].events)).collect();
     if !fds.is_empty() {
         poll(&mut fds, Some(&Timespec::default()))?;

@@ -55,6 +55,8 @@ pub(crate) struct Watched {
     event: Arc<OwnedFd>,
     /// What there was to tell of the device when it was last looked at; `None` once it is gone.
     seen: Option<InterfaceInfo>,
+    /// Something changed since the watch was last asked: its descriptor is readable.
+    pub(crate) told: bool,
 }
 
 /// What was removed and waits to be dropped outside the lock.
@@ -120,7 +122,7 @@ impl State {
     /// Begins a watch over a device, which tells by the descriptor `event`.
     pub(crate) fn watch(&mut self, index: u32, event: Arc<OwnedFd>) -> Result<(), Errno> {
         let seen = Some(self.net.describe(index)?);
-        self.watches.insert(event.as_raw_fd(), Watched { index, event, seen });
+        self.watches.insert(event.as_raw_fd(), Watched { index, event, seen, told: false });
         Ok(())
     }
 
@@ -130,6 +132,7 @@ impl State {
             let now = self.net.describe(watched.index).ok();
             if watched.seen != now {
                 watched.seen = now;
+                watched.told = true;
                 files::signal(&watched.event);
             }
         }
