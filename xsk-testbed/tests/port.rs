@@ -2,13 +2,13 @@
 //! copy mode.
 #![cfg(target_os = "linux")]
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xsk::port::{Counts, Event, Monitor, Queues};
+use xsk::port::{Action, Counts, Event, Monitor, PortStatistics};
 use xsk::xdp::AttachMode;
-use xsk::{Cause, Device, Packet, Port, Umem};
+use xsk::{Cause, Device, Packet, Port, Socket, Umem, abi};
 use xsk_testbed::{
     Channels, End, Generator, Load, PacketSocket, Testbed, UdpFrame, bed, number, source_ports,
 };
@@ -171,6 +171,8 @@ fn a_port_tells_when_the_link_is_lost_and_back() {
         bed.b().set_up(true).unwrap();
         both_up(&bed);
         assert_eq!(next_event(&mut port), Event::LinkBack);
+        // The old one was told that its interface was switched off.
+        peer.socket = PacketSocket::open(bed.b()).unwrap();
         give(&mut port, &bed, 3);
         assert_eq!(port.drain(PATIENCE).unwrap(), 0);
         peer.take(3);
@@ -181,63 +183,69 @@ fn a_port_tells_when_the_link_is_lost_and_back() {
     }
 }
 
+/// Changes the queues of both ends. A veth end with a native program wants no fewer of them for
+/// receiving than the other end has for sending, so that the order matters.
+fn set_queues(bed: &Testbed, queues: u32, fewer: bool) {
+    let ends = if fewer { [bed.b(), bed.a()] } else { [bed.a(), bed.b()] };
+    for end in ends {
+        end.set_channels(Channels { rx: queues, tx: queues }).unwrap();
+    }
+}
+
 #[test]
 fn new_queues_are_taken_on_and_their_packets_received() {
     const QUEUES: u32 = 4;
+    const EACH: u64 = 300;
     let Some(bed) = bed(|b| b.queues(QUEUES)) else { return };
-    let ports = source_ports(bed.b(), bed.a()).unwrap();
-    for end in [bed.b(), bed.a()] {
-        end.set_channels(Channels { rx: 2, tx: 2 }).unwrap();
-    }
+    let sources = source_ports(bed.b(), bed.a()).unwrap();
+    set_queues(&bed, 2, true);
     let umem = umem(QUEUES * RING * 2);
     let mut port = open(bed.a(), &umem, AttachMode::Native);
-    let mut chosen = Port::builder(&device(bed.a())).queues(Queues::All).umem(&umem).ring_size(RING);
     assert_eq!(port.queues(), [0, 1]);
-    for end in [bed.a(), bed.b()] {
-        end.set_channels(Channels { rx: QUEUES, tx: QUEUES }).unwrap();
-    }
-    // Rising receive and transmit queues are one change.
+    set_queues(&bed, QUEUES, false);
     assert_eq!(next_event(&mut port), Event::Queues { was: 2, now: 4, taken: vec![2, 3] });
     assert_eq!(port.queues(), [0, 1, 2, 3]);
-    let peer = PacketSocket::open(bed.b()).unwrap();
-    for (queue, &source) in (0..).zip(&ports) {
-        let frame = UdpFrame::new(bed.b(), bed.a()).source_port(source).number(0).build().unwrap();
-        (0..300).for_each(|_| {
-            peer.send(&frame).unwrap();
-            until("a packet", || {
-                port.wait(Some(MOMENT)).unwrap();
-                (port.receive(|packet| assert_eq!(packet[..], frame[..])).unwrap() == 1).then_some(())
-            });
-        });
-        assert_eq!(port.monitor().statistics().unwrap().queue(queue).unwrap().rx_packets, 300);
-    }
-    assert_settled(&umem);
-    drop(port);
-
-    // Somebody else's queues are left to them.
-    chosen = chosen.queues([0, 1]);
-    let mut port = chosen.open().unwrap();
-    for (channels, was) in [(3, 4), (2, 3), (4, 2)] {
-        for end in [bed.b(), bed.a()] {
-            let order = if channels > was { [bed.a(), bed.b()] } else { [bed.b(), bed.a()] };
-            let _ = end;
-            for end in order {
-                end.set_channels(Channels { rx: channels, tx: channels }).unwrap();
-            }
+    let mut peer = Peer::new(&bed);
+    for (queue, &source) in (0..).zip(&sources) {
+        peer.frame = peer.frame.clone().source_port(source);
+        for _ in 0..EACH {
+            peer.exchange(&mut port, 1);
         }
-        assert_eq!(next_event(&mut port), Event::Queues { was, now: channels, taken: vec![] });
-        Peer::new(&bed).exchange_on(&mut port, &ports[..2]);
+        assert_eq!(port.monitor().statistics().unwrap().queue(queue).unwrap().rx_packets, EACH);
     }
-    assert_eq!(port.queues(), [0, 1]);
-    drop(port);
     assert_settled(&umem);
 }
 
-impl Peer {
-    /// Sends from each of these ports, and lets `port` receive it.
-    #[track_caller]
-    fn exchange_on(&mut self, port: &mut Port, _: &[u16]) {
-        self.exchange(port, 1);
+#[test]
+fn queues_that_are_not_the_ports_come_and_go() {
+    for mode in MODES {
+        let Some(bed) = bed(|b| b.queues(4)) else { return };
+        let umem = umem(512);
+        let builder = Port::builder(&device(bed.a())).queues([0, 1]).umem(&umem);
+        let mut port = builder.ring_size(RING).attach_mode(mode).open().unwrap();
+        let mut peer = Peer::new(&bed);
+        for (was, now) in [(4, 3), (3, 2), (2, 4)] {
+            set_queues(&bed, now, now < was);
+            assert_eq!(next_event(&mut port), Event::Queues { was, now, taken: vec![] });
+            if now == 2 {
+                peer.exchange(&mut port, 10);
+            }
+        }
+        assert_eq!(port.queues(), [0, 1]);
+        assert_settled(&umem);
+    }
+}
+
+#[test]
+fn a_part_of_a_port_tells_of_new_queues_and_leaves_them() {
+    let Some(bed) = bed(|b| b.queues(4)) else { return };
+    set_queues(&bed, 2, true);
+    let umem = umem(4 * RING);
+    let mut parts = open(bed.a(), &umem, AttachMode::Native).split(2).unwrap();
+    set_queues(&bed, 4, false);
+    for (part, queue) in parts.iter_mut().zip([0, 1]) {
+        assert_eq!(next_event(part), Event::Queues { was: 2, now: 4, taken: vec![] });
+        assert_eq!(part.queues(), [queue]);
     }
 }
 
@@ -341,7 +349,7 @@ fn what_arrived_before_removal_is_still_taken() {
         let mut kept = Vec::new();
         let n = port.process(|packet| {
             kept.push(packet);
-            xsk::port::Action::Keep
+            Action::Keep
         });
         assert_eq!(n.unwrap(), 20);
         assert!(kept.iter().map(|packet| number(packet).unwrap()).eq(0..20));
@@ -358,7 +366,7 @@ fn what_arrived_before_removal_is_still_taken() {
 /// What was counted since last asked.
 struct Deltas {
     monitor: Monitor,
-    before: xsk::port::PortStatistics,
+    before: PortStatistics,
 }
 
 impl Deltas {
@@ -376,4 +384,192 @@ impl Deltas {
         self.before = now;
         delta.total()
     }
+
+    /// Waits until so many packets were lost; with all that was counted meanwhile.
+    #[track_caller]
+    fn lost(&mut self, expected: u64) -> Counts {
+        let mut all = Counts::default();
+        until("losses", || {
+            all += self.next();
+            (all.rx_lost() >= expected).then_some(())
+        });
+        assert_eq!(all.rx_lost(), expected, "{all:?}");
+        all
+    }
+}
+
+#[test]
+fn a_program_that_is_too_slow_or_keeps_too_much_is_told_how_many_packets_it_lost() {
+    for mode in MODES {
+        let Some(bed) = bed(|b| b) else { return };
+        let umem = umem(RING);
+        let mut port = open(bed.a(), &umem, mode);
+        let mut deltas = Deltas::of(&port);
+        let mut peer = Peer::new(&bed);
+        // Too slow: all frames of FILL are in RX.
+        peer.send(u64::from(RING) + 50);
+        let counts = deltas.lost(50);
+        assert_eq!((counts.rx_fill_empty, counts.rx_ring_full, counts.rx_too_long), (Some(50), Some(0), 0));
+        let mut kept = Vec::new();
+        let mut keep = |packet| {
+            kept.push(packet);
+            Action::Keep
+        };
+        while port.process(&mut keep).unwrap() != 0 {}
+        let counts = deltas.next();
+        assert_eq!((counts.rx_packets, counts.rx_bytes), (RING.into(), u64::from(RING) * 60));
+        assert_eq!(counts.rx_lost(), 0, "told once");
+        // Kept too much: nothing is left to fill FILL with.
+        peer.send(30);
+        assert_eq!(deltas.lost(30).rx_fill_empty, Some(30));
+        assert_eq!(port.process(&mut keep).unwrap(), 0);
+        assert!(kept.iter().map(|packet| number(packet).unwrap()).eq(0..RING.into()));
+        kept.into_iter().for_each(|packet| port.recycle(packet));
+        assert!(!port.wait(Some(Duration::ZERO)).unwrap());
+        peer.exchange(&mut port, 10);
+        let counts = deltas.next();
+        assert_eq!((counts.rx_packets, counts.rx_lost()), (10, 0));
+        assert_settled(&umem);
+    }
+}
+
+#[test]
+fn packets_that_are_too_long_for_a_frame_are_counted() {
+    for mode in MODES {
+        let Some(bed) = bed(|b| b) else { return };
+        let umem = umem(512);
+        let mut port = open(bed.a(), &umem, mode);
+        let mut deltas = Deltas::of(&port);
+        let mut peer = Peer::new(&bed);
+        for end in [bed.a(), bed.b()] {
+            end.set_mtu(3000).unwrap();
+        }
+        let most = umem.max_packet() as usize;
+        peer.frame = peer.frame.clone().len(most);
+        peer.exchange(&mut port, 3);
+        assert_eq!(deltas.next().rx_bytes, 3 * most as u64);
+        for len in [most + 1, 2500] {
+            peer.frame = peer.frame.clone().len(len);
+            peer.send(3);
+            let counts = deltas.lost(3);
+            assert_eq!((counts.rx_too_long, counts.rx_fill_empty), (3, Some(0)), "{len} bytes");
+        }
+        assert_settled(&umem);
+    }
+}
+
+#[test]
+fn packets_that_the_driver_drops_are_counted() {
+    let Some(bed) = bed(|b| b) else { return };
+    let umem = umem(512);
+    let mut port = open(bed.a(), &umem, AttachMode::Native);
+    let mut deltas = Deltas::of(&port);
+    let good = UdpFrame::new(bed.a(), bed.b()).build().unwrap();
+    let long = UdpFrame::new(bed.a(), bed.b()).len(1519).build().unwrap();
+    for frame in [&good, &long, &good, &long] {
+        port.send_bytes(frame).unwrap();
+    }
+    assert_eq!(port.drain(PATIENCE).unwrap(), 0);
+    let counts = deltas.next();
+    assert_eq!((counts.tx_packets, counts.tx_completed, counts.tx_dropped), (4, 4, 2));
+    assert_eq!(counts.tx_bytes, 2 * (60 + 1519));
+    assert_eq!(deltas.next().tx_dropped, 0, "told once");
+    assert_settled(&umem);
+}
+
+#[test]
+fn packets_that_the_kernel_finds_invalid_are_counted_and_the_others_sent() {
+    let Some(bed) = bed(|b| b) else { return };
+    let umem = umem(512);
+    let mut port = open(bed.a(), &umem, AttachMode::Native);
+    let mut deltas = Deltas::of(&port);
+    let monitor = port.monitor();
+    let peer = PacketSocket::open(bed.b()).unwrap();
+    give(&mut port, &bed, 5);
+    // A port sends nothing invalid, so what it gave to TX is spoilt behind its back.
+    let socket = port.sockets().next().unwrap();
+    for place in [1, 3] {
+        spoil_descriptor(socket, place);
+    }
+    assert_eq!(port.drain(PATIENCE).unwrap(), 0);
+    for _ in 0..3 {
+        assert!(peer.recv(PATIENCE).unwrap().is_some());
+    }
+    let counts = deltas.next();
+    assert_eq!((counts.tx_packets, counts.tx_completed, counts.tx_invalid), (5, 5, 2));
+    assert_eq!((counts.tx_dropped, counts.rx_packets), (0, 0));
+    assert_settled(&umem);
+    // What the kernel counted at last is known when the socket is closed.
+    let last = monitor.statistics().unwrap();
+    drop(port);
+    assert_eq!(monitor.statistics().unwrap(), last);
+}
+
+/// Makes the descriptor at this place in TX one of an empty packet, which the kernel refuses.
+fn spoil_descriptor(socket: &Socket, place: usize) {
+    /// In the kernel's `struct xdp_mmap_offsets`, in words: where TX's descriptors begin.
+    const TX_DESCRIPTORS: usize = 6;
+    const DESCRIPTOR: usize = 16;
+    const LEN_AT: usize = 8;
+    let fd = socket.as_fd().as_raw_fd();
+    let mut offsets = [0u64; 16];
+    let mut size = size_of_val(&offsets) as libc::socklen_t;
+    let buffer = offsets.as_mut_ptr().cast();
+    // SAFETY: the buffer is live for the call and `size` is its size.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_XDP, abi::XDP_MMAP_OFFSETS, buffer, &raw mut size) };
+    assert_eq!(result, 0);
+    let first = offsets[TX_DESCRIPTORS] as usize;
+    let length = first + RING as usize * DESCRIPTOR;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let offset = abi::XDP_PGOFF_TX_RING as libc::off_t;
+    // SAFETY: a new mapping, at an address of the kernel's choice.
+    let ring = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, offset) };
+    assert_ne!(ring, libc::MAP_FAILED);
+    // SAFETY: inside the mapping, and nobody reads the descriptor now: the kernel was not told of it
+    // yet, and the port never reads what it gave to TX.
+    unsafe {
+        ring.cast::<u8>().add(first + place * DESCRIPTOR + LEN_AT).cast::<u32>().write_volatile(0);
+        libc::munmap(ring, length);
+    }
+}
+
+#[test]
+fn a_monitor_reads_each_queue_after_a_split_and_after_the_port_is_gone() {
+    const QUEUES: u32 = 4;
+    let Some(bed) = bed(|b| b.queues(QUEUES)) else { return };
+    let sources = source_ports(bed.b(), bed.a()).unwrap();
+    let umem = umem(QUEUES * RING * 2);
+    let port = open(bed.a(), &umem, AttachMode::Native);
+    let monitor = port.monitor();
+    let begin = monitor.statistics().unwrap();
+    let parts = port.split(2).unwrap();
+    let peer = PacketSocket::open(bed.b()).unwrap();
+    // More than there are frames for, on each queue by another number: so many are lost.
+    for (queue, &source) in (0..).zip(&sources) {
+        let frame = UdpFrame::new(bed.b(), bed.a()).source_port(source).build().unwrap();
+        (0..RING + queue).for_each(|_| peer.send(&frame).unwrap());
+    }
+    until("losses", || (monitor.statistics().unwrap().total().rx_lost() == 6).then_some(()));
+    thread::scope(|scope| {
+        for mut part in parts {
+            scope.spawn(move || {
+                let mut received = 0;
+                until("packets", || {
+                    received += part.receive(|_| ()).unwrap();
+                    (received == 2 * RING).then_some(())
+                });
+            });
+        }
+    });
+    // All parts are closed by now.
+    let end = monitor.clone().statistics().unwrap();
+    assert_eq!(end.queues().len(), QUEUES as usize);
+    for queue in 0..QUEUES {
+        let counts = end.queue(queue).unwrap();
+        assert_eq!(counts.rx_packets, u64::from(RING));
+        assert_eq!(counts.rx_fill_empty, Some(queue.into()));
+    }
+    assert_eq!(end.since(&begin).total(), end.total());
+    assert_eq!(end.since(&end).total().rx_packets, 0);
+    assert_settled(&umem);
 }
