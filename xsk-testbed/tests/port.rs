@@ -205,6 +205,10 @@ fn new_queues_are_taken_on_and_their_packets_received() {
     set_queues(&bed, QUEUES, false);
     assert_eq!(next_event(&mut port), Event::Queues { was: 2, now: 4, taken: vec![2, 3] });
     assert_eq!(port.queues(), [0, 1, 2, 3]);
+    // A veth end runs its program on new queues only once it was switched off and on.
+    bed.a().set_up(false).unwrap();
+    bed.a().set_up(true).unwrap();
+    both_up(&bed);
     let mut peer = Peer::new(&bed);
     for (queue, &source) in (0..).zip(&sources) {
         peer.frame = peer.frame.clone().source_port(source);
