@@ -1,7 +1,7 @@
 //! The data path on the real kernel: what it allocates (nothing) and how often it calls the kernel.
 //!
 //! Counted, not believed: the global allocator counts for each thread, and a kernel that wraps
-//! Linux counts the calls that sockets make once they are bound.
+//! Linux counts the calls that sockets make once they are bound, all waits, and all looks at a link.
 #![cfg(target_os = "linux")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -18,9 +18,10 @@ use xsk::kernel::{
     Devices, Errno, Handle, Holder, InterfaceInfo, Kernel, Limits, LinkInfo, MapInfo, MapSpec, Mapping,
     Numbered, PollEntry, ProgramHolder, ProgramInfo, ProgramSpec, Programs, RawSocket, Sockets, Watch,
 };
+use xsk::port::Action;
 use xsk::socket::RxTx;
 use xsk::xdp::{AttachMode, DefaultProgram};
-use xsk::{Device, Interest, Sent, Socket, Umem};
+use xsk::{Device, Interest, Packet, Port, Sent, Socket, Umem};
 use xsk_testbed::{Generator, Load, UdpFrame, bed, number};
 
 thread_local! {
@@ -76,6 +77,7 @@ unsafe impl Sockets for Counting {
         Linux.limits()
     }
     fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
+        self.calls.fetch_add(1, Relaxed);
         Linux.poll(entries, timeout)
     }
     fn holders(&self) -> Vec<Holder> {
@@ -179,7 +181,27 @@ impl Devices for Counting {
         Linux.interfaces()
     }
     fn watch(&self, index: u32) -> Result<Box<dyn Watch>, Errno> {
-        Linux.watch(index)
+        let inner = Linux.watch(index)?;
+        Ok(Box::new(CountingWatch { inner, calls: self.calls.clone() }))
+    }
+}
+
+#[derive(Debug)]
+struct CountingWatch {
+    inner: Box<dyn Watch>,
+    calls: Arc<AtomicU64>,
+}
+
+impl AsFd for CountingWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+impl Watch for CountingWatch {
+    fn take(&self) -> bool {
+        self.calls.fetch_add(1, Relaxed);
+        self.inner.take()
     }
 }
 
@@ -284,4 +306,117 @@ fn forwarding_allocates_nothing_and_calls_the_kernel_once_a_batch() {
     assert!(taken >= PACKETS / 10, "only {taken} packets arrived");
     assert_eq!(allocations_after, allocations_before);
     assert_eq!(calls_after - calls_before, sends);
+}
+
+/// What a loop over a port did.
+#[derive(Debug, Default)]
+struct Turns {
+    packets: u64,
+    /// Turns of the loop with a packet.
+    busy: u64,
+    idle: u64,
+    calls: u64,
+    allocations: u64,
+}
+
+/// Turns a port until it had so many packets.
+fn turns(
+    port: &mut Port,
+    calls: &AtomicU64,
+    packets: u64,
+    mut turn: impl FnMut(&mut Port) -> xsk::Result<u32>,
+) -> Turns {
+    let (calls_before, allocations_before) = (calls.load(Relaxed), ALLOCATIONS.get());
+    let mut turns = Turns::default();
+    let deadline = Instant::now() + PATIENCE;
+    while turns.packets < packets && Instant::now() < deadline {
+        match turn(port).unwrap() {
+            0 => turns.idle += 1,
+            n => {
+                turns.packets += u64::from(n);
+                turns.busy += 1;
+            }
+        }
+    }
+    turns.calls = calls.load(Relaxed) - calls_before;
+    turns.allocations = ALLOCATIONS.get() - allocations_before;
+    assert!(turns.packets >= packets, "{turns:?} {:?}", port.monitor().statistics());
+    turns
+}
+
+/// Turns without a packet for one look at the link; the port looks more seldom.
+const IDLE_FOR_A_LOOK: u64 = 1000;
+
+#[test]
+fn a_port_receives_and_sends_back_without_allocating_and_with_a_call_a_batch() {
+    let Some(bed) = bed(|b| b.single_namespace(true)) else { return };
+    let kernel = Counting::default();
+    let calls = kernel.calls.clone();
+    let device = Device::open_on(Arc::new(kernel), &bed.a().name).unwrap();
+    for ledger in [false, true] {
+        let (umem, _) = Umem::builder().ledger(ledger).build().unwrap();
+        let mut port = Port::builder(&device).umem(&umem).open().unwrap();
+        let frame = UdpFrame::new(bed.b(), bed.a()).number(0).build().unwrap();
+        let running = Generator::new(bed.b(), frame).unwrap().start(Load::endless()).unwrap();
+
+        let mut sum = 0u64;
+        let receive =
+            |port: &mut Port| port.receive(|packet| sum = sum.wrapping_add(number(packet).unwrap_or(0)));
+        let received = turns(&mut port, &calls, PACKETS, receive);
+        assert_eq!(received.allocations, 0, "{received:?}");
+        assert!(received.calls <= received.idle / IDLE_FOR_A_LOOK, "{received:?}");
+        assert!(sum > 0);
+
+        let swap = |mut packet: Packet| {
+            packet[..12].rotate_left(6);
+            packet
+        };
+        let plainly = turns(&mut port, &calls, PACKETS / 10, |port| port.process(swap));
+        let by_action =
+            turns(&mut port, &calls, PACKETS / 10, |port| port.process(|packet| Action::Send(swap(packet))));
+        for sent in [plainly, by_action] {
+            assert_eq!(sent.allocations, 0, "{sent:?}");
+            // What a call left in TX takes another, in an idle turn at the latest.
+            assert!(sent.calls <= sent.busy + sent.idle, "{sent:?}");
+            assert!(sent.calls >= sent.busy, "{sent:?}: in copy mode each batch takes a call");
+        }
+        running.stop().unwrap();
+        assert_eq!(port.drain(PATIENCE).unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_port_generates_without_allocating_and_with_a_call_a_batch() {
+    const BATCH: u32 = 64;
+    let Some(bed) = bed(|b| b) else { return };
+    let kernel = Counting::default();
+    let calls = kernel.calls.clone();
+    let device = Device::open_on(Arc::new(kernel), &bed.a().name).unwrap();
+    let mut port = Port::builder(&device).batch(BATCH).send_only().open().unwrap();
+    let frame = UdpFrame::new(bed.a(), bed.b()).build().unwrap();
+    let generate = |port: &mut Port| {
+        port.generate(BATCH, |umem, free| {
+            let mut packet = umem.packet(free, 0, frame.len() as u32)?;
+            packet.copy_from_slice(&frame);
+            Ok(packet)
+        })
+    };
+    let sent = turns(&mut port, &calls, PACKETS / 3, generate);
+    assert_eq!(sent.allocations, 0, "{sent:?}");
+    assert_eq!((sent.calls, sent.idle), (sent.busy, 0), "{sent:?}");
+    assert_eq!(sent.busy, sent.packets / u64::from(BATCH), "each batch is full: {sent:?}");
+}
+
+#[test]
+fn a_port_waits_with_one_call_and_allocates_nothing_then() {
+    let Some(bed) = bed(|b| b) else { return };
+    let kernel = Counting::default();
+    let calls = kernel.calls.clone();
+    let device = Device::open_on(Arc::new(kernel), &bed.a().name).unwrap();
+    let mut port = Port::open(&device).unwrap();
+    let (calls_before, allocations_before) = (calls.load(Relaxed), ALLOCATIONS.get());
+    for _ in 0..100 {
+        assert!(!port.wait(Some(Duration::ZERO)).unwrap());
+    }
+    assert_eq!((calls.load(Relaxed) - calls_before, ALLOCATIONS.get() - allocations_before), (100, 0));
 }

@@ -606,3 +606,254 @@ fn frames_that_go_one_way_only_come_back_through_the_depot() {
         }
     }
 }
+
+// --- two interfaces
+
+/// A builder of a port with small rings.
+fn builder(end: &End, mode: AttachMode) -> PortBuilder {
+    Port::builder(&device(end)).ring_size(512).attach_mode(mode)
+}
+
+/// So many flows that each queue has some of them, in all likelihood.
+const PORTS: std::ops::Range<u16> = 1000..1008;
+
+/// Sends `count` packets of each flow to each end `a` and takes what comes out at the other's end `b`,
+/// while `forward` is run.
+fn cross(bed: &Testbed, second: &Pair, count: u64, mut forward: impl FnMut()) {
+    let far = [bed.b(), second.b()];
+    let near = [bed.a(), second.a()];
+    let mut flows: Vec<Vec<Flow>> = far
+        .iter()
+        .zip(&near)
+        .map(|(from, to)| PORTS.map(|port| Flow::new(from, to, port)).collect())
+        .collect();
+    let watches = far.map(|end| PacketSocket::open(end).unwrap());
+    let streams: Vec<Vec<Stream>> = far
+        .iter()
+        .zip(&flows)
+        .map(|(from, flows)| {
+            let start = |flow: &Flow| {
+                let load = Load::count(count).window(16);
+                Stream::by_packet_socket(from, flow.frame.clone(), load).unwrap()
+            };
+            flows.iter().map(start).collect()
+        })
+        .collect();
+    let all = 2 * PORTS.len() as u64 * count;
+    let (mut total, mut patience) = (0, Patience::new());
+    while total < all {
+        forward();
+        let before = total;
+        for (side, watch) in watches.iter().enumerate() {
+            // What comes out here went in at the other side.
+            let (flows, streams) = (&mut flows[1 - side], &streams[1 - side]);
+            while let Some(frame) = watch.try_recv().unwrap() {
+                Flow::feed(flows, &frame);
+                total += 1;
+            }
+            for (flow, stream) in flows.iter_mut().zip(streams) {
+                flow.acknowledge(stream, 0);
+            }
+        }
+        patience.after(total != before, || format!("{total} of {all}"));
+    }
+    for flow in flows.iter().flatten() {
+        assert!(flow.seen.is_exactly(count), "{}", flow.seen);
+    }
+    for watch in &watches {
+        assert_eq!(watch.drops().unwrap(), 0);
+    }
+}
+
+/// A turn both ways; returns how many packets there were.
+fn turn_both_ways(left: &mut Port, right: &mut Port) -> u32 {
+    left.forward(right, Action::Send).unwrap() + right.forward(left, |packet| packet).unwrap()
+}
+
+#[test]
+fn packets_cross_between_two_interfaces_both_ways_at_once() {
+    const COUNT: u64 = 1000;
+    let _turn = turn();
+    for mode in MODES {
+        let Some(bed) = bed(|b| b.queues(2)) else { return };
+        let second = Testbed::builder().queues(2).beside(&bed).unwrap();
+        let both = [builder(bed.a(), mode), builder(second.a(), mode)];
+        let [mut left, mut right] = PortBuilder::open_each(both).unwrap();
+        let umem = left.umem().clone();
+        let monitors = [left.monitor(), right.monitor()];
+
+        // In one thread.
+        cross(&bed, &second, COUNT, || {
+            if turn_both_ways(&mut left, &mut right) == 0 {
+                Port::wait_any(&mut [&mut left, &mut right], Some(Duration::from_millis(1))).unwrap();
+            }
+        });
+        for port in [&mut left, &mut right] {
+            assert_eq!(port.drain(PATIENCE).unwrap(), 0);
+        }
+        assert_settled(&umem);
+
+        // A worker for each pair of queues.
+        let pairs: Vec<_> = left.split(2).unwrap().into_iter().zip(right.split(2).unwrap()).collect();
+        let done = AtomicBool::new(false);
+        let work = |(mut left, mut right): (Port, Port)| {
+            assert_eq!(left.queues(), right.queues());
+            while !done.load(Ordering::Relaxed) {
+                if turn_both_ways(&mut left, &mut right) == 0 {
+                    Port::wait_any(&mut [&mut left, &mut right], Some(MOMENT)).unwrap();
+                }
+            }
+            for port in [&mut left, &mut right] {
+                assert_eq!(port.drain(PATIENCE).unwrap(), 0);
+            }
+            (left, right)
+        };
+        let work = &work;
+        let pairs: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = pairs.into_iter().map(|pair| scope.spawn(move || work(pair))).collect();
+            let stop = StopOnDrop(&done);
+            cross(&bed, &second, COUNT, thread::yield_now);
+            drop(stop);
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let count = 2 * PORTS.len() as u64 * COUNT;
+        for statistics in monitors.map(|monitor| monitor.statistics().unwrap()) {
+            let total = statistics.total();
+            assert_eq!((total.rx_packets, total.tx_packets, total.tx_completed), (count, count, count));
+            assert_eq!((total.rx_lost(), total.tx_dropped), (0, 0));
+            // In generic mode a veth has queue 0 alone.
+            let all_queues = statistics.queues().iter().all(|(_, counts)| counts.rx_packets != 0);
+            assert_eq!(all_queues, mode == AttachMode::Native, "{mode:?}: {statistics:?}");
+        }
+        assert_settled(&umem);
+        drop(pairs);
+        assert_home(&umem);
+    }
+}
+
+/// Ends what looks at it, also when a check fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+// --- two processes
+
+/// The queues that another process is to have, with commas; absent in an ordinary run.
+const ROLE: &str = "XSK_PORT_QUEUES";
+
+/// Not a test of its own: another process, that receives on its queues and tells of each how many
+/// packets came.
+#[test]
+fn other_process() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let queues: Vec<u32> = role.split(',').map(|queue| queue.parse().unwrap()).collect();
+    let device = Device::open("xsk0").unwrap();
+    let mut port = Port::builder(&device).queues(queues.clone()).ring_size(512).open().unwrap();
+    let program = port.program().unwrap();
+    println!("{} {:?}", if program.is_joined() { "joined" } else { "attached" }, port.queues());
+    let mut told = vec![0; queues.len()];
+    loop {
+        port.wait(None).unwrap();
+        while port.receive(|packet| assert!(number(packet).is_some())).unwrap() != 0 {}
+        let statistics = port.monitor().statistics().unwrap();
+        for (queue, told) in queues.iter().zip(&mut told) {
+            let now = statistics.queue(*queue).unwrap().rx_packets;
+            if std::mem::replace(told, now) != now {
+                println!("queue {queue}: {now}");
+            }
+        }
+    }
+}
+
+/// Another process that has a port, and ends with its test.
+struct Other {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+    said: String,
+}
+
+impl Other {
+    fn spawn(queues: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "other_process", "--nocapture", "--test-threads=1"]);
+        command.env(ROLE, queues).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines, said: String::new() }
+    }
+
+    /// Waits for a line that it prints.
+    #[track_caller]
+    fn says(&mut self, line: &str) {
+        while !self.said.lines().any(|said| said.ends_with(line)) {
+            let n = self.lines.read_line(&mut self.said).unwrap();
+            assert_ne!(n, 0, "it ended without {line:?}: {}", self.said);
+        }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn two_processes_have_two_queues_each_and_one_goes_on_when_the_other_is_killed() {
+    const BURST: u64 = 100;
+    let _turn = turn();
+    for first_dies in [true, false] {
+        let Some(bed) = bed(|b| b.queues(QUEUES)) else { return };
+        let flows = Flow::each(bed.b(), bed.a());
+        let programs = || device(bed.a()).info().unwrap().programs().iter().map(|p| p.id).collect::<Vec<_>>();
+        let peer = PacketSocket::open(bed.b()).unwrap();
+        let send = |queue: u32| (0..BURST).for_each(|_| peer.send(&flows[queue as usize].frame).unwrap());
+
+        let mut first = Other::spawn("0,1");
+        first.says("attached [0, 1]");
+        let program = programs();
+        let mut second = Other::spawn("2,3");
+        second.says("joined [2, 3]");
+        for queue in 0..QUEUES {
+            send(queue);
+            let process = if queue < 2 { &mut first } else { &mut second };
+            process.says(&format!("queue {queue}: {BURST}"));
+        }
+
+        let (dead, alive, theirs, left) = if first_dies {
+            (&mut first, &mut second, [2, 3], "0,1")
+        } else {
+            (&mut second, &mut first, [0, 1], "2,3")
+        };
+        dead.kill();
+        assert_eq!(programs(), program, "the program stays with the other");
+        for queue in theirs {
+            send(queue);
+            alive.says(&format!("queue {queue}: {}", 2 * BURST));
+        }
+        // The queues that were left are free for the next.
+        let mut third = Other::spawn(left);
+        third.says(&format!("joined [{}]", left.replace(',', ", ")));
+        for queue in (0..QUEUES).filter(|queue| !theirs.contains(queue)) {
+            send(queue);
+            third.says(&format!("queue {queue}: {BURST}"));
+        }
+        alive.kill();
+        third.kill();
+        let mut patience = Patience::new();
+        while !programs().is_empty() {
+            patience.after(false, || "the program should go with its last user".into());
+            thread::yield_now();
+        }
+    }
+}

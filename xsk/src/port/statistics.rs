@@ -27,11 +27,11 @@ pub struct Counts {
     pub tx_completed: u64,
     /// Of those, what the driver dropped: the link was lost, or the length did not suit it.
     pub tx_dropped: u64,
-    /// Packets that arrived and found RX full: the program was too slow (Linux 5.9; before that they
-    /// are in `rx_too_long`).
+    /// Packets that arrived and found RX full (Linux 5.9; before that they are in `rx_too_long`). A
+    /// port gives FILL no more frames than RX has room for, so that FILL runs empty first.
     pub rx_ring_full: Option<u64>,
-    /// Packets that arrived and found FILL empty: too many frames were kept (Linux 5.9; before that
-    /// they are in `rx_too_long`).
+    /// Packets that arrived and found FILL empty: the program was too slow to take packets out of RX,
+    /// or kept too many (Linux 5.9; before that they are in `rx_too_long`).
     pub rx_fill_empty: Option<u64>,
     /// Packets that arrived and were longer than a frame.
     pub rx_too_long: u64,
