@@ -98,6 +98,12 @@ fn wrong_usage_ends_with_status_2() {
         (&["rxdrop", "-i", "lo", "-d", "0"], "must be more than 0"),
         (&["txonly", "-i", "lo", "--dst-mac", "1:2:3"], "six bytes"),
         (&["txonly", "-i", "lo", "--native"], "unexpected argument"),
+        (&["rxdrop", "-i", "lo", "-q", "0,2-x"], "    0,2-x\n        ^ here"),
+        (&["txonly", "-i", "lo", "--queue", "3-1"], "a range ends with 3 or more"),
+        (&["l2fwd", "-i", "lo", "--cpus", "0;1"], "expected a comma, a dash or the end"),
+        (&["rxdrop", "-i", "lo", "--threads", "0"], "0 is not in"),
+        (&["l2fwd", "-i", "lo", "--back-dst-mac", "02:00:00:00:00:01"], "--out <OUT>"),
+        (&["rxdrop", "-i", "lo", "--out", "lo"], "unexpected argument"),
     ] {
         let output = xsk(arguments).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
