@@ -145,12 +145,19 @@ pub(crate) struct L2fwd {
     pub(crate) interface: Interface,
 
     /// Forward to this interface, and from it back to --interface
-    #[arg(short, long, value_name = "IF", help_heading = "Interface")]
+    #[arg(short, long, value_name = "IF", help_heading = "Interface", display_order = 0)]
     pub(crate) out: Option<String>,
 
     /// Queues to use of each interface: 2, 0-3, 0,2-4 or all; `xsk info IF` tells how many there are
     /// [default: 0; with --out all]
-    #[arg(short, long, visible_alias = "queue", value_name = "LIST", help_heading = "Interface")]
+    #[arg(
+        short,
+        long,
+        visible_alias = "queue",
+        value_name = "LIST",
+        help_heading = "Interface",
+        display_order = 0
+    )]
     pub(crate) queues: Option<List>,
 
     #[command(flatten)]
@@ -182,7 +189,7 @@ pub(crate) struct Interface {
 
     /// Allow an interface that carries the default route or your SSH connection
     ///
-    /// A command that receives takes what arrives on the queue away from the network stack, and one
+    /// A command that receives takes what arrives on its queues away from the network stack, and one
     /// that sends crowds out all others, so such a connection may hang until the command ends.
     #[arg(long)]
     pub(crate) take_all: bool,
@@ -192,7 +199,7 @@ pub(crate) struct Interface {
 #[command(next_help_heading = "Interface")]
 pub(crate) struct Queues {
     /// Queues to use: 2, 0-3, 0,2-4 or all; `xsk info IF` tells how many there are [default: 0]
-    #[arg(short, long, visible_alias = "queue", value_name = "LIST")]
+    #[arg(short, long, visible_alias = "queue", value_name = "LIST", display_order = 0)]
     pub(crate) queues: Option<List>,
 }
 
