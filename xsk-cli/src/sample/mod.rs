@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_millis(100);
 struct Ground {
     device: Device,
     queues: Queues,
-    /// The same, as they are now.
+    /// The same, as far as they are there now.
     numbers: Vec<u32>,
     /// Queues that it has.
     of: u32,
@@ -55,7 +55,11 @@ impl Ground {
         let of = info.queues();
         let (queues, numbers) = match queues {
             List::All => (Queues::All, (0..of).collect()),
-            List::These(numbers) => (Queues::Some(numbers.clone()), numbers.clone()),
+            // Those that are not there are for the port to complain of.
+            List::These(numbers) => {
+                let there = numbers.iter().copied().filter(|queue| *queue < of).collect();
+                (Queues::Some(numbers.clone()), there)
+            }
         };
         let state = match (info.is_up(), info.has_carrier()) {
             (false, _) => Some(Event::Down),
@@ -85,13 +89,11 @@ impl Ground {
     }
 }
 
-/// A UMEM for all queues of these, and a pool with all its frames.
-fn memory(rings: &Rings, grounds: &[&Ground]) -> Result<(Umem, Pool), Failure> {
+/// A UMEM for all queues of these, and a pool with all its frames. Each of several queues takes `least`
+/// frames, beside which the others have none.
+fn memory(rings: &Rings, grounds: &[&Ground], least: u32) -> Result<(Umem, Pool), Failure> {
     let each = rings.frames.unwrap_or(rings.ring.saturating_mul(2));
     let queues: usize = grounds.iter().map(|ground| ground.numbers.len()).sum();
-    // One queue may have less than a full FILL; of several, the last ones would get nothing. A port
-    // takes twice the ring for each queue before the next port has its turn.
-    let least = if grounds.len() > 1 { rings.ring.saturating_mul(2) } else { rings.ring };
     if queues > 1 && each < least {
         return Err(Failure::new(
             &format!("cannot share out {each} frames for each of {queues} queues"),
@@ -100,7 +102,7 @@ fn memory(rings: &Rings, grounds: &[&Ground]) -> Result<(Umem, Pool), Failure> {
             format!("use --frames {least} or more, or a smaller --ring"),
         ));
     }
-    let frames = each.saturating_mul(u32::try_from(queues).unwrap_or(u32::MAX));
+    let frames = each.saturating_mul(u32::try_from(queues.max(1)).unwrap_or(u32::MAX));
     let umem = Umem::builder().frames(frames).chunk_size(rings.frame_size);
     let umem = if rings.huge_pages { umem.require_pages(PageSize::Huge2M) } else { umem };
     Ok(umem.build()?)
@@ -126,7 +128,7 @@ pub(crate) fn run_rxdrop(args: &cli::Rxdrop) -> Result<(), Failure> {
     if !interface.take_all {
         guard::check(&[ground.takes()])?;
     }
-    let (umem, _) = memory(rings, &[&ground])?;
+    let (umem, _) = memory(rings, &[&ground], rings.ring)?;
     let port = ground.builder(interface, rings, &umem).attach_mode(attach_mode(attach)).open()?;
 
     let hint = queues.queues.is_none();
@@ -141,7 +143,7 @@ pub(crate) fn run_txonly(args: &cli::Txonly) -> Result<(), Failure> {
     if !interface.take_all {
         guard::check(&[Taking::Bandwidth { interface: ground.device.name() }])?;
     }
-    let (umem, mut pool) = memory(rings, &[&ground])?;
+    let (umem, mut pool) = memory(rings, &[&ground], 1)?;
     let info = ground.device.info()?;
     let packet = packet::udp(packets, info.mac(), info.mtu())?;
     if packet.len() > umem.chunk_size() as usize {
@@ -185,7 +187,7 @@ fn send_back(args: &cli::L2fwd) -> Result<(), Failure> {
         guard::check(&[ground.takes()])?;
     }
     let header = addresses.dst_mac.map(|to| header(&ground.device, to)).transpose()?;
-    let (umem, _) = memory(rings, &[&ground])?;
+    let (umem, _) = memory(rings, &[&ground], rings.ring)?;
     let port = ground.builder(interface, rings, &umem).attach_mode(attach_mode(attach)).open()?;
 
     let hint = queues.is_none();
@@ -219,7 +221,8 @@ fn forward(args: &cli::L2fwd, out: &str) -> Result<(), Failure> {
     }
     let there = addresses.dst_mac.map(|to| header(&far.device, to)).transpose()?;
     let back = addresses.back_dst_mac.map(|to| header(&near.device, to)).transpose()?;
-    let (umem, _) = memory(rings, &[&near, &far])?;
+    // A port takes a full FILL and as many to send, before the other has its turn.
+    let (umem, _) = memory(rings, &[&near, &far], rings.ring.saturating_mul(2))?;
     let open =
         |ground: &Ground| ground.builder(interface, rings, &umem).attach_mode(attach_mode(attach)).open();
     let ports = [(open(&near)?, &near), (open(&far)?, &far)];
@@ -698,13 +701,11 @@ mod tests {
             no_need_wakeup: false,
             huge_pages: false,
         };
-        assert_eq!(memory(&rings(None), &[&ground]).unwrap().0.frames(), 256);
-        assert_eq!(memory(&rings(Some(64)), &[&ground]).unwrap().0.frames(), 128);
-        for (frames, grounds) in [(63, vec![&ground]), (127, vec![&ground, &ground])] {
-            let Err(Failure::Explained(told)) = memory(&rings(Some(frames)), &grounds) else {
-                panic!("{frames} frames")
-            };
-            assert!(told.remedy.contains(&format!("--frames {}", frames + 1)), "{told:?}");
+        let frames = |each, least| memory(&rings(each), &[&ground], least).map(|(umem, _)| umem.frames());
+        for (each, least, expected) in [(None, 64, 256), (Some(64), 64, 128), (Some(8), 1, 16)] {
+            assert_eq!(frames(each, least).unwrap(), expected);
         }
+        let Err(Failure::Explained(told)) = frames(Some(63), 64) else { panic!("too few frames") };
+        assert!(told.remedy.contains("--frames 64"), "{told:?}");
     }
 }
