@@ -259,10 +259,8 @@ impl Start {
         };
         match &self.cpus {
             Some(cpus) => {
-                let mut used: Vec<_> = cpus.iter().copied().take(self.threads).collect();
-                used.sort_unstable();
-                let s = if used.len() == 1 { "" } else { "s" };
-                format!(", {threads} on CPU{s} {}", ranges(&used))
+                let s = if cpus.len() == 1 { "" } else { "s" };
+                format!(", {threads} on CPU{s} {}", ranges(cpus))
             }
             None if self.threads == 1 && self.sides().all(|side| side.queues.len() == 1) => String::new(),
             None => format!(", {threads}"),
@@ -270,10 +268,11 @@ impl Start {
     }
 
     /// Each queue with its interface.
-    fn queues(&self) -> impl Iterator<Item = QueueName<'_>> {
-        let names = |side: &'_ Side| side.queues.clone().into_iter();
-        self.sides()
-            .flat_map(move |side| names(side).map(|queue| QueueName { interface: &side.interface, queue }))
+    fn queues<'a>(&'a self) -> impl Iterator<Item = QueueName<'a>> {
+        let names = |side: &'a Side| {
+            side.queues.iter().map(|queue| QueueName { interface: &side.interface, queue: *queue })
+        };
+        self.sides().flat_map(names)
     }
 }
 

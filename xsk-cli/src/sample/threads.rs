@@ -19,14 +19,18 @@ pub(super) struct Plan {
 impl Plan {
     /// For so many queues.
     pub(super) fn new(asked: &cli::Threads, queues: usize) -> Result<Self, Failure> {
-        let cpus = asked.cpus.as_ref().map(pick).transpose()?;
+        let mut cpus = asked.cpus.as_ref().map(pick).transpose()?;
         let have = match &cpus {
             Some(cpus) => cpus.len(),
             // Fewer than the machine has, where the process may not use them all.
             None => thread::available_parallelism().map_or(1, |cpus| cpus.get()),
         };
         let threads = asked.threads.map_or(have, |threads| threads as usize);
-        Ok(Self { threads: threads.clamp(1, queues.max(1)), cpus })
+        let threads = threads.clamp(1, queues.max(1));
+        if let Some(cpus) = &mut cpus {
+            cpus.truncate(threads);
+        }
+        Ok(Self { threads, cpus })
     }
 }
 
