@@ -1,137 +1,21 @@
 //! What a sample tells of itself: figures at each interval, what happens to the interface, and a
 //! summary, for people or as JSON.
 
+mod text;
+
 use std::io::{self, Write};
 use std::time::Duration;
 
-use anstyle::{AnsiColor, Style};
+use anstyle::Style;
 use serde::Serialize;
 use xsk::port::{Counts, Event as Change, Monitor, PortStatistics};
 use xsk::umem::Census;
 use xsk::xdp::{AttachMode, DefaultProgram};
 use xsk::{Port, Umem};
 
-/// Style of headings.
-pub(crate) const HEADING: Style = Style::new().bold();
-/// Style of what is good.
-pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
-/// Style of what is not as it should be.
-pub(crate) const BAD: Style = AnsiColor::Red.on_default();
-/// Style of remarks.
-pub(crate) const DIM: Style = Style::new().dimmed();
-
-/// A number with its thousands apart: `1,234,567`.
-pub(crate) fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i != 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Packets a second: `1.234 Mpps`.
-pub(crate) fn packet_rate(pps: f64) -> String {
-    match pps {
-        1e9.. => format!("{:.3} Gpps", pps / 1e9),
-        1e6.. => format!("{:.3} Mpps", pps / 1e6),
-        1e3.. => format!("{:.1} kpps", pps / 1e3),
-        _ => format!("{pps:.0} pps"),
-    }
-}
-
-/// Bits a second: `0.83 Gbit/s`.
-pub(crate) fn bit_rate(bps: f64) -> String {
-    match bps {
-        1e8.. => format!("{:.2} Gbit/s", bps / 1e9),
-        1e5.. => format!("{:.2} Mbit/s", bps / 1e6),
-        1e3.. => format!("{:.1} kbit/s", bps / 1e3),
-        _ => format!("{bps:.0} bit/s"),
-    }
-}
-
-/// Events per second; 0 where no time has passed.
-pub(crate) fn rate(n: u64, seconds: f64) -> f64 {
-    if seconds > 0.0 { n as f64 / seconds } else { 0.0 }
-}
-
-/// Numbers as ranges: `0-3,7`.
-pub(crate) fn ranges(numbers: &[u32]) -> String {
-    let mut text = String::new();
-    let mut rest = numbers;
-    while let [first, ..] = rest {
-        let run = rest.iter().zip(u64::from(*first)..).take_while(|(it, n)| u64::from(**it) == *n).count();
-        if !text.is_empty() {
-            text.push(',');
-        }
-        text += &first.to_string();
-        if run > 1 {
-            text += &format!("-{}", rest[run - 1]);
-        }
-        rest = &rest[run..];
-    }
-    text
-}
-
-/// `queue 2`, `queues 0-3`.
-pub(crate) fn queues_in_words(queues: &[u32]) -> String {
-    format!("{} {}", if queues.len() == 1 { "queue" } else { "queues" }, ranges(queues))
-}
-
-/// Which way a column is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Align {
-    Left,
-    Right,
-}
-
-/// A table whose columns line up.
-#[derive(Debug)]
-pub(crate) struct Table {
-    align: Vec<Align>,
-    rows: Vec<Vec<(Style, String)>>,
-}
-
-impl Table {
-    pub(crate) fn new(columns: &[(&str, Align)]) -> Self {
-        let heading = columns.iter().map(|(name, _)| (HEADING, (*name).to_owned())).collect();
-        Self { align: columns.iter().map(|(_, align)| *align).collect(), rows: vec![heading] }
-    }
-
-    /// A table without a heading.
-    pub(crate) fn plain(align: &[Align]) -> Self {
-        Self { align: align.to_vec(), rows: Vec::new() }
-    }
-
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = (Style, String)>) {
-        self.rows.push(cells.into_iter().collect());
-    }
-
-    pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|(_, text)| text.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<_> = (0..self.align.len()).map(width).collect();
-        for row in &self.rows {
-            for (column, (style, text)) in row.iter().enumerate() {
-                let padding = " ".repeat(widths[column] - text.chars().count());
-                let gap = if column == 0 { "" } else { "  " };
-                match self.align[column] {
-                    Align::Right => write!(out, "{gap}{padding}{style}{text}{style:#}")?,
-                    // Nothing trails a line.
-                    Align::Left if column + 1 == row.len() => write!(out, "{gap}{style}{text}{style:#}")?,
-                    Align::Left => write!(out, "{gap}{style}{text}{style:#}{padding}")?,
-                }
-            }
-            writeln!(out)?;
-        }
-        Ok(())
-    }
-}
+pub(crate) use text::{
+    Align, BAD, DIM, GOOD, HEADING, Table, bit_rate, count, packet_rate, queues_in_words, ranges, rate,
+};
 
 /// How a program is attached, in one word.
 pub(crate) fn attach_name(attach: Option<AttachMode>) -> &'static str {
@@ -847,57 +731,61 @@ fn change_in_words(interface: &str, change: &Change) -> String {
 
 #[cfg(test)]
 mod tests {
+    use xsk_sim::Sim;
+
     use super::*;
 
-    #[test]
-    fn numbers_have_their_thousands_apart() {
-        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1234567, "1,234,567")] {
-            assert_eq!(count(n), text);
+    /// A summary of two queues, of which the second got more packets than it has frames.
+    fn overrun() -> Summary {
+        let sim = Sim::builder().queues(2).build().unwrap();
+        let port = Port::builder(&sim.device("sim0").unwrap()).ring_size(16).open().unwrap();
+        for _ in 0..20 {
+            sim.inject_on("sim0", 1, &[0; 60]).unwrap();
         }
+        sim.run();
+        let start = Start::new("rxdrop", &[(&port, 2)], None);
+        let reading = Reading::take(Duration::from_secs(1), &[port.monitor()]).unwrap();
+        Summary::new(start, reading, port.umem())
     }
 
     #[test]
-    fn rates_have_the_unit_that_reads_well() {
-        for (pps, text) in
-            [(0.0, "0 pps"), (999.4, "999 pps"), (12_345.0, "12.3 kpps"), (1_234_000.0, "1.234 Mpps")]
-        {
-            assert_eq!(packet_rate(pps), text);
-        }
-        for (bps, text) in
-            [(480.0, "480 bit/s"), (64_000.0, "64.0 kbit/s"), (2.5e6, "2.50 Mbit/s"), (8.3e8, "0.83 Gbit/s")]
-        {
-            assert_eq!(bit_rate(bps), text);
-        }
-        assert_eq!(rate(5, 0.0), 0.0);
+    fn a_loss_is_told_with_its_queue() {
+        let losses: Vec<_> = overrun().losses().collect();
+        let [loss] = &losses[..] else { panic!("{losses:?}") };
+        assert!(loss.starts_with("4 packets dropped: ") && loss.ends_with(" [queue 1: 4]"), "{loss}");
     }
 
     #[test]
-    fn numbers_are_told_as_ranges() {
-        for (numbers, text) in [
-            (&[][..], ""),
-            (&[3], "3"),
-            (&[0, 1], "0-1"),
-            (&[0, 1, 2, 5, 7, 8], "0-2,5,7-8"),
-            (&[u32::MAX - 1, u32::MAX], "4294967294-4294967295"),
-        ] {
-            assert_eq!(ranges(numbers), text);
-        }
+    fn each_queue_has_a_row_and_what_was_lost_is_red() {
+        let summary = overrun();
+        let report = Report::new(summary.start.clone(), false, true);
+        let mut out = Vec::new();
+        report.table(&summary.reading).write(&mut out).unwrap();
+        let coloured = String::from_utf8(out).unwrap();
+        assert_eq!(coloured.matches(&format!("{BAD}4{BAD:#}")).count(), 2, "{coloured}");
+        let mut plain = anstream::StripStream::new(Vec::new());
+        write!(plain, "{coloured}").unwrap();
         assert_eq!(
-            (queues_in_words(&[2]), queues_in_words(&[0, 1])),
-            ("queue 2".into(), "queues 0-1".into())
+            String::from_utf8(plain.into_inner()).unwrap(),
+            "  queue  received   rate  bit rate  dropped\n\
+             \x20 0             0  0 pps   0 bit/s        0\n\
+             \x20 1             0  0 pps   0 bit/s        4\n\
+             \x20 total         0  0 pps   0 bit/s        4\n"
         );
     }
 
     #[test]
-    fn columns_line_up_and_nothing_trails() {
-        let mut table =
-            Table::new(&[("part", Align::Left), ("packets", Align::Right), ("result", Align::Left)]);
-        for (part, packets, result) in [("rxdrop", "1,000", "ok"), ("tx", "20", "lost")] {
-            table.row([part, packets, result].map(|cell| (Style::new(), cell.to_owned())));
+    fn changes_are_told_with_what_follows() {
+        let queues = |taken: &[u32]| Change::Queues { was: 2, now: 4, taken: taken.into() };
+        for (change, name, words) in [
+            (Change::Down, "down", "ip link set eth1 up"),
+            (Change::Removed, "removed", "eth1 is gone"),
+            (Change::LinkReset { waited: Duration::from_millis(2100) }, "link-reset", "after 2.1 s"),
+            (queues(&[]), "queues", "4 queues instead of 2; those in use stay the same"),
+            (queues(&[2, 3]), "queues", "now in use as well: 2-3"),
+        ] {
+            assert_eq!(change_name(&change), name);
+            assert!(change_in_words("eth1", &change).contains(words), "{change:?}");
         }
-        let mut out = anstream::StripStream::new(Vec::new());
-        table.write(&mut out).unwrap();
-        let text = String::from_utf8(out.into_inner()).unwrap();
-        assert_eq!(text, "part    packets  result\nrxdrop    1,000  ok\ntx           20  lost\n");
     }
 }
