@@ -2,6 +2,7 @@
 //!
 //! Help, shell completions and man pages all come from these definitions.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,8 +23,10 @@ Examples:
   xsk demo                                  see it work, on devices of its own
   xsk info eth1                             what an interface can do
   xsk rxdrop -i eth1 -q 2                   count and drop what arrives on queue 2
+  xsk rxdrop -i eth1 -q all --cpus 2-5      on all queues, in up to four threads on CPUs of their own
   xsk txonly -i eth1 -s 1400 -C 1000000     send a million packets
   xsk l2fwd -i eth1 -d 10 --json            send back what arrives, for 10 seconds
+  xsk l2fwd -i eth1 -o eth2                 forward between two interfaces, both ways
 
 Exit status: 0 when all went well (also after Ctrl-C), 1 when something failed, 2 when the command
 line is wrong.";
@@ -83,15 +86,19 @@ pub(crate) struct Demo {
 
 /// Receive packets and drop them
 ///
-/// Takes what arrives on one queue of an interface, counts it and gives its memory back. The
-/// network stack doesn't see these packets. An XDP program that sends them here is attached for as
-/// long as the command runs.
+/// Takes what arrives on queues of an interface, counts it and gives its memory back. The network
+/// stack doesn't see these packets. An XDP program that sends them here is attached for as long as
+/// the command runs; several commands on one interface share it, each with queues of its own.
 #[derive(Debug, Args)]
 pub(crate) struct Rxdrop {
     #[command(flatten)]
     pub(crate) interface: Interface,
     #[command(flatten)]
+    pub(crate) queues: Queues,
+    #[command(flatten)]
     pub(crate) attach: Attach,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) rings: Rings,
     #[command(flatten)]
@@ -100,16 +107,20 @@ pub(crate) struct Rxdrop {
 
 /// Send UDP packets as fast as the interface takes them
 ///
-/// All packets are the same one, with valid checksums. No XDP program is attached, so receiving
-/// goes on as before.
+/// All packets are the same one, with valid checksums. Several queues share the work evenly. No XDP
+/// program is attached, so receiving goes on as before.
 #[derive(Debug, Args)]
 pub(crate) struct Txonly {
     #[command(flatten)]
     pub(crate) interface: Interface,
+    #[command(flatten)]
+    pub(crate) queues: Queues,
     /// Attach an XDP program that lets everything pass: igb, ixgbe, i40e and ice send in zero copy
     /// only beside one
     #[arg(long, help_heading = "Interface")]
     pub(crate) attach: bool,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) rings: Rings,
     #[command(flatten)]
@@ -118,17 +129,43 @@ pub(crate) struct Txonly {
     pub(crate) output: Output,
 }
 
-/// Send every packet back out where it came in, MAC addresses swapped
+/// Send every packet back out where it came in, or forward between two interfaces
 ///
-/// Takes what arrives on one queue of an interface, swaps its source and destination MAC address,
-/// and sends it from the same memory. The network stack doesn't see these packets. An XDP program
-/// that sends them here is attached for as long as the command runs.
+/// With one interface, every packet goes back out of the queue where it arrived, its source and
+/// destination MAC address swapped. With --out, what arrives at either interface leaves by the
+/// other, byte for byte as it came unless --dst-mac says otherwise; the packets of a queue keep
+/// their order. Packets are sent from the memory that they arrived in.
+///
+/// The network stack doesn't see these packets. An XDP program that sends them here is attached to
+/// each interface for as long as the command runs. A NIC takes in only what is addressed to it, so
+/// forwarding for others needs promiscuous mode: ip link set IF promisc on.
 #[derive(Debug, Args)]
 pub(crate) struct L2fwd {
     #[command(flatten)]
     pub(crate) interface: Interface,
+
+    /// Forward to this interface, and from it back to --interface
+    #[arg(short, long, value_name = "IF", help_heading = "Interface", display_order = 0)]
+    pub(crate) out: Option<String>,
+
+    /// Queues to use of each interface: 2, 0-3, 0,2-4 or all; `xsk info IF` tells how many there are
+    /// [default: 0; with --out all]
+    #[arg(
+        short,
+        long,
+        visible_alias = "queue",
+        value_name = "LIST",
+        help_heading = "Interface",
+        display_order = 0
+    )]
+    pub(crate) queues: Option<List>,
+
     #[command(flatten)]
     pub(crate) attach: Attach,
+    #[command(flatten)]
+    pub(crate) addresses: Addresses,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) rings: Rings,
     #[command(flatten)]
@@ -142,10 +179,6 @@ pub(crate) struct Interface {
     #[arg(short, long, value_name = "IF")]
     pub(crate) interface: String,
 
-    /// Queue of the interface; `xsk info IF` tells how many it has
-    #[arg(short, long, value_name = "QUEUE", default_value_t = 0)]
-    pub(crate) queue: u32,
-
     /// Have the kernel copy every packet; works everywhere [default: zero copy where possible]
     #[arg(long, conflicts_with = "zero_copy")]
     pub(crate) copy: bool,
@@ -156,10 +189,18 @@ pub(crate) struct Interface {
 
     /// Allow an interface that carries the default route or your SSH connection
     ///
-    /// A command that receives takes what arrives on the queue away from the network stack, and one
+    /// A command that receives takes what arrives on its queues away from the network stack, and one
     /// that sends crowds out all others, so such a connection may hang until the command ends.
     #[arg(long)]
     pub(crate) take_all: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Interface")]
+pub(crate) struct Queues {
+    /// Queues to use: 2, 0-3, 0,2-4 or all; `xsk info IF` tells how many there are [default: 0]
+    #[arg(short, long, visible_alias = "queue", value_name = "LIST", display_order = 0)]
+    pub(crate) queues: Option<List>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -174,10 +215,39 @@ pub(crate) struct Attach {
     pub(crate) generic: bool,
 }
 
+/// Addresses that a forwarder writes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Addresses")]
+pub(crate) struct Addresses {
+    /// Address packets to this MAC address, and from that of the interface they leave by
+    ///
+    /// As a router does for its next hop. With --out this is for packets that leave there; with one
+    /// interface it takes the place of swapping. Nothing else in a packet is changed.
+    #[arg(long, value_name = "MAC")]
+    pub(crate) dst_mac: Option<Mac>,
+
+    /// The same for packets on their way back, which leave by --interface
+    #[arg(long, value_name = "MAC", requires = "out")]
+    pub(crate) back_dst_mac: Option<Mac>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Threads")]
+pub(crate) struct Threads {
+    /// Threads that share the queues evenly, at most one a queue [default: one a queue, as far as
+    /// there are CPUs]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) threads: Option<u32>,
+
+    /// Pin the threads to these CPUs, one after the other: 2, 0-3, 0,2-4 or all
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpus: Option<List>,
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Rings")]
 pub(crate) struct Rings {
-    /// Packets that are handled at a time
+    /// Packets that are handled at a time, on each queue
     #[arg(short, long, value_name = "PACKETS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch: u32,
 
@@ -185,15 +255,16 @@ pub(crate) struct Rings {
     #[arg(short, long, value_name = "BYTES", default_value_t = 4096)]
     pub(crate) frame_size: u32,
 
-    /// Frames of the UMEM, the memory that is shared with the kernel
-    #[arg(long, value_name = "FRAMES", default_value_t = 4096)]
-    pub(crate) frames: u32,
+    /// Frames for each queue in the UMEM, the memory that is shared with the kernel [default: twice
+    /// --ring]
+    #[arg(long, value_name = "FRAMES")]
+    pub(crate) frames: Option<u32>,
 
     /// Entries of each ring, a power of two
     #[arg(long, value_name = "ENTRIES", default_value_t = 2048)]
     pub(crate) ring: u32,
 
-    /// Sleep while there is nothing to do; otherwise one CPU is kept busy, which is faster
+    /// Sleep while there is nothing to do; otherwise each thread keeps a CPU busy, which is faster
     #[arg(long)]
     pub(crate) poll: bool,
 
@@ -317,6 +388,81 @@ impl std::str::FromStr for Mac {
     }
 }
 
+/// Numbers, as `2`, `0-3`, `0,2-4` or `all`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum List {
+    All,
+    /// In order, and each once.
+    These(Vec<u32>),
+}
+
+impl List {
+    /// Beyond what the kernel can number, be it queues or CPUs.
+    const END: u32 = 1 << 16;
+
+    fn parse(text: &str) -> Result<Self, (usize, String)> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let mut numbers = BTreeSet::new();
+        let mut rest = text;
+        // Numbers are read where they stand, so that an error can point there.
+        let at = |rest: &str| text.len() - rest.len();
+        loop {
+            let first = Self::number(&mut rest).map_err(|wrong| (at(rest), wrong))?;
+            let last = match rest.strip_prefix('-') {
+                Some(after) => {
+                    rest = after;
+                    let place = at(rest);
+                    let last = Self::number(&mut rest).map_err(|wrong| (at(rest), wrong))?;
+                    if last < first {
+                        return Err((place, format!("a range ends with {first} or more")));
+                    }
+                    last
+                }
+                None => first,
+            };
+            numbers.extend(first..=last);
+            match rest.strip_prefix(',') {
+                Some(after) => rest = after,
+                None if rest.is_empty() => return Ok(Self::These(numbers.into_iter().collect())),
+                None => return Err((at(rest), "expected a comma, a dash or the end".into())),
+            }
+        }
+    }
+
+    /// Takes a number off the beginning of `rest`, or leaves it.
+    fn number(rest: &mut &str) -> Result<u32, String> {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, after) = rest.split_at(digits);
+        if number.is_empty() {
+            return Err("expected a number".into());
+        }
+        match number.parse() {
+            Ok(number) if number < Self::END => {
+                *rest = after;
+                Ok(number)
+            }
+            _ => Err(format!("expected a number below {}", Self::END)),
+        }
+    }
+}
+
+impl std::str::FromStr for List {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|(at, wrong)| {
+            // The place in characters, of which one may have several bytes.
+            let before = text[..at].chars().count();
+            format!(
+                "{wrong}\n\n    {text}\n    {:before$}^ here\n\na list is numbers and ranges, as 2, 0-3 or 0,2-4; or all",
+                ""
+            )
+        })
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds, as 10 or 0.5")?;
     // A thousand years are endless, and below what the clock can add.
@@ -357,6 +503,39 @@ mod tests {
         ] {
             assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_list_is_numbers_and_ranges() {
+        let these = |numbers: &[u32]| Ok(List::These(numbers.to_vec()));
+        assert_eq!("all".parse(), Ok(List::All));
+        assert_eq!("2".parse(), these(&[2]));
+        assert_eq!("0-3".parse(), these(&[0, 1, 2, 3]));
+        assert_eq!("4,0,2-3,3-4".parse(), these(&[0, 2, 3, 4]));
+        assert_eq!("65535-65535".parse(), these(&[65535]));
+    }
+
+    #[test]
+    fn a_wrong_list_is_answered_with_the_place() {
+        for (text, at, wrong) in [
+            ("", 0, "expected a number"),
+            ("x", 0, "expected a number"),
+            ("-1", 0, "expected a number"),
+            ("+1", 0, "expected a number"),
+            ("0,", 2, "expected a number"),
+            ("0-", 2, "expected a number"),
+            ("0,,1", 2, "expected a number"),
+            ("0-all", 2, "expected a number"),
+            ("0 1", 1, "expected a comma, a dash or the end"),
+            ("0-1-2", 3, "expected a comma, a dash or the end"),
+            ("12,7-3", 5, "a range ends with 7 or more"),
+            ("1,65536", 2, "expected a number below 65536"),
+            ("99999999999", 0, "expected a number below 65536"),
+        ] {
+            assert_eq!(List::parse(text), Err((at, wrong.to_owned())), "{text:?}");
+        }
+        let told = "0,2-é".parse::<List>().unwrap_err();
+        assert!(told.contains("\n    0,2-é\n        ^ here\n"), "{told}");
     }
 
     #[test]

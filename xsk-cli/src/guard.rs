@@ -9,6 +9,7 @@ use std::fs;
 use std::net::IpAddr;
 
 use crate::failure::Failure;
+use crate::report::queues_in_words;
 
 /// What an interface is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,25 +33,46 @@ impl Use {
     }
 }
 
-/// What a command would take away from the interface's other users.
+/// What a command would take away from an interface's other users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Taking {
-    /// The packets that arrive on a queue.
-    Received { queue: u32, queues: u32 },
+pub(crate) enum Taking<'a> {
+    /// The packets that arrive on some of its queues.
+    Received { interface: &'a str, queues: &'a [u32], of: u32 },
     /// Room to send.
-    Bandwidth,
+    Bandwidth { interface: &'a str },
 }
 
-/// Refuses an interface that is needed.
-pub(crate) fn check(interface: &str, taking: Taking) -> Result<(), Failure> {
-    let uses: Vec<_> = uses_of(interface).into_iter().collect();
-    match uses.as_slice() {
-        [] => Ok(()),
-        uses => Err(refusal(interface, taking, uses)),
+impl<'a> Taking<'a> {
+    fn interface(&self) -> &'a str {
+        match self {
+            Self::Received { interface, .. } | Self::Bandwidth { interface } => interface,
+        }
     }
 }
 
-fn refusal(interface: &str, taking: Taking, uses: &[Use]) -> Failure {
+/// Refuses interfaces that are needed.
+pub(crate) fn check(takings: &[Taking<'_>]) -> Result<(), Failure> {
+    let needed: Vec<_> = takings
+        .iter()
+        .map(|taking| (*taking, uses_of(taking.interface()).into_iter().collect::<Vec<_>>()))
+        .filter(|(_, uses)| !uses.is_empty())
+        .collect();
+    if needed.is_empty() { Ok(()) } else { Err(refusal(&needed)) }
+}
+
+fn refusal(needed: &[(Taking<'_>, Vec<Use>)]) -> Failure {
+    let interfaces: Vec<_> = needed.iter().map(|(taking, _)| taking.interface()).collect();
+    let causes: Vec<_> = needed.iter().map(|(taking, uses)| cause(*taking, uses)).collect();
+    Failure::new(
+        &format!("will not take over {}", interfaces.join(" and ")),
+        causes.join("; "),
+        "Losing the way to the machine is rarely meant.",
+        "use another interface, or say --take-all if it is meant".into(),
+    )
+}
+
+/// What would be lost.
+fn cause(taking: Taking<'_>, uses: &[Use]) -> String {
     let labels: Vec<_> = uses
         .iter()
         .map(|it| match it {
@@ -59,34 +81,28 @@ fn refusal(interface: &str, taking: Taking, uses: &[Use]) -> Failure {
             Use::Ssh => "your SSH connection",
         })
         .collect();
+    let labels = labels.join(" and ");
     let consequence = if uses.contains(&Use::Ssh) {
         "your session would hang, and the machine might be out of reach"
     } else {
         "the machine's connections to other networks would break"
     };
-    let cause = match taking {
-        Taking::Received { queue, queues: 0 | 1 } => format!(
-            "{interface} carries {}: everything that arrives there (queue {queue} is its only one) would no \
-             longer reach this machine's network stack, and {consequence}",
-            labels.join(" and ")
+    match taking {
+        Taking::Received { interface, queues, of } if queues.len() < of as usize => format!(
+            "{interface} carries {labels}: what arrives on {} of its {of} would no longer reach this machine's \
+             network stack; where that includes them, {consequence}",
+            queues_in_words(queues)
         ),
-        Taking::Received { queue, queues } => format!(
-            "{interface} carries {}: what arrives on queue {queue} of its {queues} would no longer reach this \
-             machine's network stack; where that includes them, {consequence}",
-            labels.join(" and ")
+        Taking::Received { interface, of, .. } => format!(
+            "{interface} carries {labels}: everything that arrives there ({}) would no longer reach this \
+             machine's network stack, and {consequence}",
+            if of <= 1 { "on its only queue".to_owned() } else { format!("on all of its {of} queues") }
         ),
-        Taking::Bandwidth => format!(
-            "{interface} carries {}: packets sent at full speed would crowd out all others, and {consequence} \
-             until it ends",
-            labels.join(" and ")
+        Taking::Bandwidth { interface } => format!(
+            "{interface} carries {labels}: packets sent at full speed would crowd out all others, and \
+             {consequence} until it ends"
         ),
-    };
-    Failure::new(
-        &format!("will not take over {interface}"),
-        cause,
-        "Losing the way to the machine is rarely meant.",
-        "use another interface, or say --take-all if it is meant".into(),
-    )
+    }
 }
 
 /// What an interface of the calling thread's network namespace is needed for: by itself, or as a part
@@ -249,10 +265,24 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_would_be_lost() {
-        let taking = Taking::Received { queue: 1, queues: 4 };
-        let text = refusal("eth0", taking, &[Use::DefaultRoute4, Use::Ssh]).to_string();
+        let received =
+            |interface, queues, of| (Taking::Received { interface, queues, of }, vec![Use::DefaultRoute4]);
+        let mut some = received("eth0", &[1, 2], 4);
+        some.1.push(Use::Ssh);
+        let text = refusal(&[some]).to_string();
         assert!(text.contains("the default route and your SSH connection"), "{text}");
-        assert!(text.contains("queue 1 of its 4"), "{text}");
+        assert!(text.contains("queues 1-2 of its 4"), "{text}");
         assert!(text.contains("your session would hang"), "{text}");
+
+        let text = refusal(&[received("eth0", &[0, 1], 2), received("eth1", &[0], 1)]).to_string();
+        for part in
+            ["take over eth0 and eth1", "(on all of its 2 queues)", "eth1 carries", "(on its only queue)"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+
+        let text =
+            refusal(&[(Taking::Bandwidth { interface: "eth0" }, vec![Use::DefaultRoute6])]).to_string();
+        assert!(text.contains("eth0 carries the default route of IPv6: packets sent"), "{text}");
     }
 }

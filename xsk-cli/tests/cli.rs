@@ -23,7 +23,7 @@ Commands:
   demo         Show AF_XDP at work, on devices of its own
   rxdrop       Receive packets and drop them
   txonly       Send UDP packets as fast as the interface takes them
-  l2fwd        Send every packet back out where it came in, MAC addresses swapped
+  l2fwd        Send every packet back out where it came in, or forward between two interfaces
   info         Show what this machine and its interfaces can do for AF_XDP
   completions  Print a completion script for a shell
   man          Print the man page
@@ -48,7 +48,8 @@ Options:
 
 Interface:
   -i, --interface <IF>  Network interface to use
-  -q, --queue <QUEUE>   Queue of the interface; `xsk info IF` tells how many it has [default: 0]
+  -q, --queues <LIST>   Queues to use: 2, 0-3, 0,2-4 or all; `xsk info IF` tells how many there are
+                        [default: 0] [alias: --queue]
       --copy            Have the kernel copy every packet; works everywhere [default: zero copy
                         where possible]
       --zero-copy       Have the NIC read and write the packets' memory itself, or fail
@@ -56,14 +57,19 @@ Interface:
       --attach          Attach an XDP program that lets everything pass: igb, ixgbe, i40e and ice
                         send in zero copy only beside one
 
+Threads:
+  -t, --threads <N>  Threads that share the queues evenly, at most one a queue [default: one a
+                     queue, as far as there are CPUs]
+      --cpus <LIST>  Pin the threads to these CPUs, one after the other: 2, 0-3, 0,2-4 or all
+
 Rings:
-  -b, --batch <PACKETS>     Packets that are handled at a time [default: 64]
+  -b, --batch <PACKETS>     Packets that are handled at a time, on each queue [default: 64]
   -f, --frame-size <BYTES>  Bytes of a frame, which holds one packet: 2048 or 4096 [default: 4096]
-      --frames <FRAMES>     Frames of the UMEM, the memory that is shared with the kernel [default:
-                            4096]
+      --frames <FRAMES>     Frames for each queue in the UMEM, the memory that is shared with the
+                            kernel [default: twice --ring]
       --ring <ENTRIES>      Entries of each ring, a power of two [default: 2048]
-      --poll                Sleep while there is nothing to do; otherwise one CPU is kept busy,
-                            which is faster
+      --poll                Sleep while there is nothing to do; otherwise each thread keeps a CPU
+                            busy, which is faster
       --no-need-wakeup      Do without the kernel's hints when to wake it
       --huge-pages          Put the frames on huge pages of 2 MiB, or fail
 
@@ -87,6 +93,121 @@ Output:
 }
 
 #[test]
+fn help_of_a_forwarder_says_what_becomes_of_packets() {
+    xsk(&["l2fwd", "--help"]).assert().success().stderr_eq("").stdout_eq(str![[r#"
+Send every packet back out where it came in, or forward between two interfaces
+
+With one interface, every packet goes back out of the queue where it arrived, its source and
+destination MAC address swapped. With --out, what arrives at either interface leaves by the other,
+byte for byte as it came unless --dst-mac says otherwise; the packets of a queue keep their order.
+Packets are sent from the memory that they arrived in.
+
+The network stack doesn't see these packets. An XDP program that sends them here is attached to each
+interface for as long as the command runs. A NIC takes in only what is addressed to it, so
+forwarding for others needs promiscuous mode: ip link set IF promisc on.
+
+Usage: xsk l2fwd [OPTIONS] --interface <IF>
+
+Options:
+  -h, --help
+          Print help (see a summary with '-h')
+
+Interface:
+  -i, --interface <IF>
+          Network interface to use
+
+  -o, --out <IF>
+          Forward to this interface, and from it back to --interface
+
+  -q, --queues <LIST>
+          Queues to use of each interface: 2, 0-3, 0,2-4 or all; `xsk info IF` tells how many there
+          are [default: 0; with --out all]
+          
+          [alias: --queue]
+
+      --copy
+          Have the kernel copy every packet; works everywhere [default: zero copy where possible]
+
+      --zero-copy
+          Have the NIC read and write the packets' memory itself, or fail
+
+      --take-all
+          Allow an interface that carries the default route or your SSH connection
+          
+          A command that receives takes what arrives on its queues away from the network stack, and
+          one that sends crowds out all others, so such a connection may hang until the command
+          ends.
+
+      --native
+          Run the XDP program in the driver, or fail [default: there where possible]
+
+      --generic
+          Run the XDP program in the network stack; works everywhere, slower
+
+Addresses:
+      --dst-mac <MAC>
+          Address packets to this MAC address, and from that of the interface they leave by
+          
+          As a router does for its next hop. With --out this is for packets that leave there; with
+          one interface it takes the place of swapping. Nothing else in a packet is changed.
+
+      --back-dst-mac <MAC>
+          The same for packets on their way back, which leave by --interface
+
+Threads:
+  -t, --threads <N>
+          Threads that share the queues evenly, at most one a queue [default: one a queue, as far as
+          there are CPUs]
+
+      --cpus <LIST>
+          Pin the threads to these CPUs, one after the other: 2, 0-3, 0,2-4 or all
+
+Rings:
+  -b, --batch <PACKETS>
+          Packets that are handled at a time, on each queue
+          
+          [default: 64]
+
+  -f, --frame-size <BYTES>
+          Bytes of a frame, which holds one packet: 2048 or 4096
+          
+          [default: 4096]
+
+      --frames <FRAMES>
+          Frames for each queue in the UMEM, the memory that is shared with the kernel [default:
+          twice --ring]
+
+      --ring <ENTRIES>
+          Entries of each ring, a power of two
+          
+          [default: 2048]
+
+      --poll
+          Sleep while there is nothing to do; otherwise each thread keeps a CPU busy, which is
+          faster
+
+      --no-need-wakeup
+          Do without the kernel's hints when to wake it
+
+      --huge-pages
+          Put the frames on huge pages of 2 MiB, or fail
+
+Output:
+  -d, --duration <SECONDS>
+          Stop after this time [default: at Ctrl-C]
+
+  -n, --interval <SECONDS>
+          Time between two reports; 0 prints the summary alone
+          
+          [default: 1]
+
+      --json
+          Print JSON, one object a line; the last one is the summary
+
+"#]]);
+}
+
+#[test]
 fn wrong_usage_ends_with_status_2() {
     for (arguments, hint) in [
         (&[][..], "Usage: xsk"),
@@ -98,6 +219,12 @@ fn wrong_usage_ends_with_status_2() {
         (&["rxdrop", "-i", "lo", "-d", "0"], "must be more than 0"),
         (&["txonly", "-i", "lo", "--dst-mac", "1:2:3"], "six bytes"),
         (&["txonly", "-i", "lo", "--native"], "unexpected argument"),
+        (&["rxdrop", "-i", "lo", "-q", "0,2-x"], "    0,2-x\n        ^ here"),
+        (&["txonly", "-i", "lo", "--queue", "3-1"], "a range ends with 3 or more"),
+        (&["l2fwd", "-i", "lo", "--cpus", "0;1"], "expected a comma, a dash or the end"),
+        (&["rxdrop", "-i", "lo", "--threads", "0"], "0 is not in"),
+        (&["l2fwd", "-i", "lo", "--back-dst-mac", "02:00:00:00:00:01"], "--out <IF>"),
+        (&["rxdrop", "-i", "lo", "--out", "lo"], "unexpected argument"),
     ] {
         let output = xsk(arguments).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();

@@ -170,8 +170,8 @@ impl Stage for Veth {
     fn rxdrop(&self, time: Duration) -> Result<Part, Failure> {
         let device = self.device()?;
         let mut source = Source::Ready { generator: self.generator()?, time };
-        let done = receive(&device, |counts| source.go_on(counts.rx_packets))?;
-        let (sent, received) = (source.sent()?, done.counts.rx_packets);
+        let done = receive(&device, |received| source.go_on(received))?;
+        let (sent, received) = (source.sent()?, done.received);
         Ok(done.into_part(all_arrived(sent, received, "received")))
     }
 
@@ -180,7 +180,7 @@ impl Stage for Veth {
         let before = self.arrived()?;
         let packet = UdpFrame::new(self.0.a(), self.0.b()).len(PACKET).build()?;
         let done = send(&self.device()?, &packet, until(Instant::now() + time))?;
-        let sent = done.counts.tx_packets;
+        let sent = done.sent;
         let arrived = self.arrived_since(before, sent)?;
         Ok(done.into_part(all_arrived(sent, arrived, "arrived")))
     }
@@ -190,7 +190,7 @@ impl Stage for Veth {
         let before = self.arrived()?;
         let device = self.device()?;
         let mut source = Source::Ready { generator: self.generator()?, time };
-        let done = forward(&device, "l2fwd", l2fwd::swap_macs, |counts| source.go_on(counts.tx_packets))?;
+        let done = forward(&device, "l2fwd", l2fwd::swap_macs, |forwarded| source.go_on(forwarded))?;
         let sent = source.sent()?;
         let arrived = self.arrived_since(before, sent)?;
         Ok(done.into_part(all_arrived(sent, arrived, "came back")))

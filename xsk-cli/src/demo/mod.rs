@@ -15,24 +15,25 @@ use anstyle::Style;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use xsk::umem::{Census, Pool};
-use xsk::xdp::{AttachMode, DefaultProgram};
-use xsk::{Device, Socket, Umem};
+use xsk::{Device, Port, Umem};
 
 use crate::cli;
 use crate::failure::Failure;
 use crate::report::{
-    Align, BAD, DIM, Event, GOOD, HEADING, Start, Statistics, Summary, Table, count, json_line, packet_rate,
+    Align, BAD, DIM, Event, GOOD, HEADING, Reading, Start, Summary, Table, count, json_line, packet_rate,
     rate,
 };
-use crate::sample::{Counts, Turn, budget_for, l2fwd, rxdrop, txonly};
+use crate::sample::{DRAIN, l2fwd, rxdrop, txonly};
 
 /// Frames of each part's UMEM.
 const FRAMES: u32 = 4096;
 /// Bytes of a frame.
 const CHUNK: u32 = 2048;
-/// How the parts take their turns. Whoever has nothing to do sleeps: the demo is to come out right on a
-/// machine of one processor, and on a busy one, where spinning would keep the other side from its work.
-const TURN: Turn = Turn { batch: 64, poll: true };
+/// Packets that are sent at a time.
+const BATCH: u32 = 64;
+/// Whoever has nothing to do sleeps: the demo is to come out right on a machine of one processor, and on a
+/// busy one, where spinning would keep the other side from its work.
+const POLL: bool = true;
 /// Bytes of the packets that are received, sent and forwarded.
 const PACKET: usize = 64;
 /// How long the kernel may take to come to rest when a part is over.
@@ -66,40 +67,37 @@ struct Part {
     result: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Latency>,
+    /// Received, or sent where none are received.
     #[serde(skip)]
-    counts: Counts,
+    packets: u64,
 }
 
-/// A loop that is over, its program detached and its rings at rest.
+/// A loop that is over, its rings at rest.
 struct Done {
-    start: Start,
-    seconds: f64,
-    counts: Counts,
-    statistics: Statistics,
+    summary: Summary,
+    received: u64,
+    sent: u64,
     /// What is wrong with where the frames are, if anything.
     misplaced: Option<String>,
 }
 
 impl Done {
-    /// To be made while the rings are still there.
-    fn new(
-        start: Start,
-        seconds: f64,
-        counts: Counts,
-        socket: &Socket,
-        umem: &Umem,
-    ) -> Result<Self, Failure> {
-        let misplaced = misplaced(&at_rest(umem));
-        let statistics = Statistics::new(socket.statistics()?, &counts, umem);
-        Ok(Self { start, seconds, counts, statistics, misplaced })
+    /// What came of a loop that worked for so long. Nothing is on its way any more.
+    fn new(command: &'static str, port: &mut Port, time: Duration) -> Result<Self, Failure> {
+        port.drain(DRAIN)?;
+        let start = Start::new(command, &[(port, port.device().queues()?)], None);
+        let misplaced = misplaced(&at_rest(port.umem()));
+        let reading = Reading::take(time, &[port.monitor()])?;
+        let total = reading.total();
+        let summary = Summary::new(start, reading, port.umem());
+        Ok(Self { summary, received: total.rx_packets, sent: total.tx_completed, misplaced })
     }
 
     /// A part with this result, if no frame is missing.
     fn into_part(self, result: (bool, String)) -> Part {
-        let Self { start, seconds, counts, statistics, misplaced } = self;
+        let Self { summary, received, sent, misplaced } = self;
         let (ok, result) = misplaced.map_or(result, |misplaced| (false, misplaced));
-        let summary = Summary::new(start, seconds, &counts, statistics);
-        Part { summary, ok, result, latency: None, counts }
+        Part { summary, ok, result, latency: None, packets: received.max(sent) }
     }
 
     fn into_latency(self, af_xdp: RoundTrips, udp: Option<RoundTrips>) -> Part {
@@ -109,54 +107,40 @@ impl Done {
     }
 }
 
-/// Receives and drops for as long as `go_on` says.
-fn receive(device: &Device, go_on: impl FnMut(&Counts) -> bool) -> Result<Done, Failure> {
-    let (umem, mut pool) = umem()?;
-    let mut xsk = Socket::builder(device).fill_from(&mut pool, FRAMES).open_rx(&umem)?;
-    let program = DefaultProgram::attach(device, AttachMode::Best)?;
-    program.insert(&xsk.socket)?;
-    let start = Start::new("rxdrop", &xsk.socket, Some(program.mode()));
+/// Receives and drops for as long as `go_on` says, which is told how many packets there were.
+fn receive(device: &Device, mut go_on: impl FnMut(u64) -> bool) -> Result<Done, Failure> {
+    let (umem, _) = umem()?;
+    let mut port = Port::builder(device).umem(&umem).open()?;
     let begin = Instant::now();
-    let counts = rxdrop::run(&mut xsk, &mut pool, TURN, go_on)?;
-    let seconds = begin.elapsed().as_secs_f64();
-    drop(program);
-    Done::new(start, seconds, counts, &xsk.socket, &umem)
+    rxdrop::run(&mut port, POLL, |_, received| go_on(received))?;
+    Done::new("rxdrop", &mut port, begin.elapsed())
 }
 
-/// Sends `packet` for as long as `go_on` says.
-fn send(device: &Device, packet: &[u8], go_on: impl FnMut(&Counts) -> bool) -> Result<Done, Failure> {
+/// Sends `packet` for as long as `go_on` says, which is told how many were given to the kernel.
+fn send(device: &Device, packet: &[u8], mut go_on: impl FnMut(u64) -> bool) -> Result<Done, Failure> {
     let (umem, mut pool) = umem()?;
     txonly::prepare(&mut pool, packet);
-    let mut xsk = Socket::builder(device).open_tx(&umem)?;
-    budget_for(&xsk.socket, &xsk.tx, TURN.batch);
-    let start = Start::new("txonly", &xsk.socket, None);
-    let work = txonly::Work { len: packet.len() as u32, count: None };
+    drop(pool);
+    let mut port = Port::builder(device).umem(&umem).send_only().open()?;
+    let work = txonly::Work { len: packet.len() as u32, count: None, batch: BATCH };
     let begin = Instant::now();
-    let mut counts = txonly::run(&mut xsk, &mut pool, TURN, work, go_on)?;
-    let seconds = begin.elapsed().as_secs_f64();
-    txonly::drain(&mut xsk, &mut pool, work.len, &mut counts)?;
-    Done::new(start, seconds, counts, &xsk.socket, &umem)
+    txonly::run(&mut port, POLL, work, |_, given| go_on(given))?;
+    Done::new("txonly", &mut port, begin.elapsed())
 }
 
-/// Sends back what arrives, changed by `rewrite`, for as long as `go_on` says.
+/// Sends back what arrives, changed by `rewrite`, for as long as `go_on` says, which is told how many
+/// packets there were.
 fn forward(
     device: &Device,
     command: &'static str,
     rewrite: impl FnMut(&mut [u8]),
-    go_on: impl FnMut(&Counts) -> bool,
+    mut go_on: impl FnMut(u64) -> bool,
 ) -> Result<Done, Failure> {
-    let (umem, mut pool) = umem()?;
-    let mut xsk = Socket::builder(device).fill_from(&mut pool, FRAMES).open(&umem)?;
-    budget_for(&xsk.socket, &xsk.tx, TURN.batch);
-    let program = DefaultProgram::attach(device, AttachMode::Best)?;
-    program.insert(&xsk.socket)?;
-    let start = Start::new(command, &xsk.socket, Some(program.mode()));
+    let (umem, _) = umem()?;
+    let mut port = Port::builder(device).umem(&umem).open()?;
     let begin = Instant::now();
-    let mut counts = l2fwd::run(&mut xsk, &mut pool, TURN, rewrite, go_on)?;
-    let seconds = begin.elapsed().as_secs_f64();
-    drop(program);
-    l2fwd::drain(&mut xsk, &mut pool, &mut counts)?;
-    Done::new(start, seconds, counts, &xsk.socket, &umem)
+    l2fwd::run(&mut port, POLL, rewrite, |_, forwarded| go_on(forwarded))?;
+    Done::new(command, &mut port, begin.elapsed())
 }
 
 /// Round-trip times, seen by the peer's UDP socket.
@@ -253,19 +237,16 @@ fn print(parts: &[Part]) -> io::Result<()> {
     ]);
     let plain = |text: &str| (Style::new(), text.to_owned());
     for part in parts {
-        let Start { command, mode, attach, .. } = &part.summary.start;
+        let Start { command, side, .. } = &part.summary.start;
         let style = if part.ok { GOOD } else { BAD };
         let (packets, pps) = match part.latency {
             Some(latency) => (latency.af_xdp.count, String::new()),
-            None => {
-                let packets = part.counts.rx_packets.max(part.counts.tx_packets);
-                (packets, packet_rate(rate(packets, part.summary.seconds)))
-            }
+            None => (part.packets, packet_rate(rate(part.packets, part.summary.seconds))),
         };
         table.row([
             plain(command),
-            plain(mode),
-            plain(attach),
+            plain(side.mode),
+            plain(side.attach),
             plain(&count(packets)),
             plain(&pps),
             (style, part.result.clone()),
@@ -291,7 +272,7 @@ fn umem() -> Result<(Umem, Pool), Failure> {
 }
 
 /// A loop's `go_on` that ends at a time.
-fn until(deadline: Instant) -> impl FnMut(&Counts) -> bool {
+fn until(deadline: Instant) -> impl FnMut(u64) -> bool {
     move |_| Instant::now() < deadline
 }
 

@@ -70,29 +70,29 @@ impl Stage for Wire {
         let (mut sent, mut fed) = (0, Ok(()));
         let mut in_time = until(Instant::now() + time);
         let mut in_patience = until(Instant::now() + time + REST);
-        let done = receive(&self.device()?, |counts| {
-            if fed.is_err() || !in_time(counts) {
+        let done = receive(&self.device()?, |received| {
+            if fed.is_err() || !in_time(received) {
                 // All that was sent has arrived; the loop takes what is left.
-                return fed.is_ok() && counts.rx_packets < sent && in_patience(counts);
+                return fed.is_ok() && received < sent && in_patience(received);
             }
             fed = self.feed(&packet, BURST);
             sent += BURST as u64;
             true
         })?;
         fed.map_err(refused)?;
-        let received = done.counts.rx_packets;
+        let received = done.received;
         Ok(done.into_part(all_arrived(sent, received, "received")))
     }
 
     fn txonly(&self, time: Duration) -> Result<Part, Failure> {
         let mut arrived = Ok(0);
         let mut in_time = until(Instant::now() + time);
-        let done = send(&self.device()?, &packet(), |counts| {
+        let done = send(&self.device()?, &packet(), |given| {
             arrived = arrived.and_then(|n| Ok(n + self.collect()?));
-            arrived.is_ok() && in_time(counts)
+            arrived.is_ok() && in_time(given)
         })?;
         let arrived = arrived.and_then(|n| Ok(n + self.collect()?)).map_err(refused)?;
-        let sent = done.counts.tx_packets;
+        let sent = done.sent;
         Ok(done.into_part(all_arrived(sent, arrived, "arrived")))
     }
 
@@ -101,10 +101,10 @@ impl Stage for Wire {
         let (mut sent, mut arrived) = (0, Ok(0));
         let mut in_time = until(Instant::now() + time);
         let mut in_patience = until(Instant::now() + time + REST);
-        let done = forward(&self.device()?, "l2fwd", l2fwd::swap_macs, |counts| {
+        let done = forward(&self.device()?, "l2fwd", l2fwd::swap_macs, |forwarded| {
             arrived = arrived.and_then(|n| Ok(n + self.collect()?));
-            if arrived.is_err() || !in_time(counts) {
-                return arrived.is_ok() && counts.tx_packets < sent && in_patience(counts);
+            if arrived.is_err() || !in_time(forwarded) {
+                return arrived.is_ok() && forwarded < sent && in_patience(forwarded);
             }
             arrived = arrived.and_then(|n| self.feed(&packet, BURST).map(|()| n));
             sent += BURST as u64;

@@ -1,80 +1,79 @@
-//! Send packets back out where they came in.
+//! Send packets back out where they came in, or forward them between two interfaces.
 
 use std::hint::spin_loop;
-use std::thread;
-use std::time::Instant;
 
-use xsk::Result;
-use xsk::socket::{Interest, RxTx};
-use xsk::umem::Pool;
+use xsk::{Port, Result};
 
-use super::{Counts, DRAIN, NAP, Turn, transmit};
+use super::NAP;
 
-/// Moves packets from RX to TX, changed in place by `rewrite`, and sent frames to FILL, for as long as
-/// `go_on` says. It is asked once a turn, with the counts so far.
-///
-/// Packets count as sent when they are completed; bytes already when they are given to TX, because a
-/// completed frame doesn't tell the length of its packet.
+/// Sends packets back, changed in place by `rewrite`, for as long as `go_on` says. It is asked once a
+/// turn, with how many packets there were so far.
 pub(crate) fn run(
-    xsk: &mut RxTx,
-    pool: &mut Pool,
-    turn: Turn,
+    port: &mut Port,
+    poll: bool,
     mut rewrite: impl FnMut(&mut [u8]),
-    mut go_on: impl FnMut(&Counts) -> bool,
-) -> Result<Counts> {
-    let mut counts = Counts::default();
-    let mut pushed = 0;
-    while go_on(&counts) {
-        let completed = xsk.fill.extend_frames(xsk.completion.take(turn.batch));
-        counts.tx_packets += u64::from(completed);
-
-        // What TX has no room for stays in RX until the next turn.
-        let mut bytes = 0;
-        let taken = xsk.tx.extend(xsk.rx.take(turn.batch), |mut packet| {
+    mut go_on: impl FnMut(&mut [&mut Port], u64) -> bool,
+) -> Result<()> {
+    let mut forwarded = 0;
+    while go_on(&mut [port], forwarded) {
+        let taken = port.process(|mut packet| {
             rewrite(&mut packet);
-            pushed += 1;
-            bytes += packet.len() as u64;
             packet
-        });
-        counts.rx_packets = pushed;
-        counts.rx_bytes += bytes;
-        counts.tx_bytes += bytes;
-
-        if taken != 0 || xsk.tx.pending() != 0 || (pushed != counts.tx_packets && xsk.socket.is_zero_copy()) {
-            transmit(&xsk.socket, &xsk.tx, &mut counts)?;
-        }
-        if taken != 0 || completed != 0 {
+        })?;
+        forwarded += u64::from(taken);
+        if taken != 0 {
             continue;
         }
-        // Nothing in COMPLETION, or no room in FILL: frames of the pool may have taken it.
-        counts.tx_packets += u64::from(xsk.completion.drain_into(pool));
-        // A NIC holds frames beyond those in FILL, which makes room for more.
-        xsk.fill.refill(pool, turn.batch);
-        if turn.poll {
-            xsk.socket.wait(Interest::Rx, Some(NAP))?;
-        } else if xsk.fill.needs_wakeup() {
-            xsk.socket.wake_rx()?;
+        if poll {
+            port.wait(Some(NAP))?;
         } else {
             spin_loop();
         }
     }
-    counts.tx_unfinished = pushed - counts.tx_packets;
-    Ok(counts)
+    Ok(())
 }
 
-/// Waits a while for what is still on its way.
-pub(crate) fn drain(xsk: &mut RxTx, pool: &mut Pool, counts: &mut Counts) -> Result<()> {
-    let deadline = Instant::now() + DRAIN;
-    while counts.tx_unfinished != 0 && Instant::now() < deadline {
-        let completed = u64::from(xsk.completion.drain_into(pool));
-        counts.tx_packets += completed;
-        counts.tx_unfinished -= completed.min(counts.tx_unfinished);
-        if completed == 0 {
-            transmit(&xsk.socket, &xsk.tx, counts)?;
-            thread::yield_now();
+/// Forwards packets between two ports, changed in place by `there` and `back`, for as long as `go_on`
+/// says. It is asked once a turn, with how many packets there were so far.
+pub(crate) fn between(
+    [near, far]: [&mut Port; 2],
+    poll: bool,
+    mut there: impl FnMut(&mut [u8]),
+    mut back: impl FnMut(&mut [u8]),
+    mut go_on: impl FnMut(&mut [&mut Port], u64) -> bool,
+) -> Result<()> {
+    let mut forwarded = 0;
+    while go_on(&mut [near, far], forwarded) {
+        let mut taken = near.forward(far, |mut packet| {
+            there(&mut packet);
+            packet
+        })?;
+        taken += far.forward(near, |mut packet| {
+            back(&mut packet);
+            packet
+        })?;
+        forwarded += u64::from(taken);
+        if taken != 0 {
+            continue;
+        }
+        if poll {
+            Port::wait_any(&mut [near, far], Some(NAP))?;
+        } else {
+            spin_loop();
         }
     }
     Ok(())
+}
+
+/// Destination and source MAC address, as a packet begins with them.
+pub(crate) type Addresses = [u8; 12];
+
+/// Writes both MAC addresses.
+#[inline(always)]
+pub(crate) fn readdress(packet: &mut [u8], addresses: &Addresses) {
+    if let Some(header) = packet.first_chunk_mut::<12>() {
+        *header = *addresses;
+    }
 }
 
 /// Swaps source and destination MAC address, in registers.
@@ -115,6 +114,16 @@ mod tests {
         assert_eq!(packet, swapped);
         let mut short = [1; 11];
         swap_macs(&mut short);
+        assert_eq!(short, [1; 11]);
+    }
+
+    #[test]
+    fn addresses_are_written_and_nothing_else() {
+        let mut packet: Vec<u8> = (0..64).collect();
+        readdress(&mut packet, &[7; 12]);
+        assert_eq!((&packet[..12], &packet[12..]), (&[7; 12][..], &(12..64).collect::<Vec<u8>>()[..]));
+        let mut short = [1; 11];
+        readdress(&mut short, &[7; 12]);
         assert_eq!(short, [1; 11]);
     }
 

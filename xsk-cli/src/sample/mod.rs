@@ -1,191 +1,143 @@
 //! The sample programs: their loops, and what surrounds each of them.
 //!
-//! A loop works the rings and nothing else: it makes no system call that the rings don't ask for, and
-//! reads no clock. Time, signals and reports belong to a watcher on a thread of its own.
+//! A loop takes turns with a port and does nothing else: it makes no system call of its own and reads
+//! no clock. Each thread has such a loop, with queues of its own. Time, signals and reports belong to
+//! the watcher, which is the main thread.
 
 pub(crate) mod l2fwd;
 pub(crate) mod rxdrop;
+mod session;
+mod threads;
 pub(crate) mod txonly;
 
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use xsk::abi::TX_BATCH_SIZE;
-use xsk::socket::{Sent, SocketBuilder};
+use xsk::port::{Event, PortBuilder, Queues};
 use xsk::umem::{PageSize, Pool};
 use xsk::xdp::{AttachMode, DefaultProgram};
-use xsk::{Device, Mode, Socket, TxRing, Umem};
+use xsk::{Device, Mode, Port, Umem};
 
-use crate::cli::{self, Attach, Interface, Output, Rings};
+use crate::cli::{self, Attach, Interface, List, Mac, Rings};
 use crate::failure::Failure;
 use crate::guard::{self, Taking};
 use crate::packet;
-use crate::report::{Interval, Report, Start, Statistics, Summary};
-use crate::signals::Stop;
+use session::{Session, queues_of};
 
 /// How long a loop sleeps at most before it looks whether to go on.
 const NAP: Duration = Duration::from_millis(100);
 /// How long to wait for packets that are on their way when the work is done.
-const DRAIN: Duration = Duration::from_millis(200);
-/// How often the watcher looks after a socket when no reports are wanted.
-const LOOK: Duration = Duration::from_secs(1);
+pub(crate) const DRAIN: Duration = Duration::from_millis(200);
 
-/// How a loop takes its turns.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Turn {
-    /// Packets at a time.
-    pub(crate) batch: u32,
-    /// Sleep when there is nothing to do.
-    pub(crate) poll: bool,
-}
-
-/// What a loop has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) rx_packets: u64,
-    pub(crate) rx_bytes: u64,
-    /// Completed.
-    pub(crate) tx_packets: u64,
-    pub(crate) tx_bytes: u64,
-    /// Of those that were completed, what the driver dropped.
-    pub(crate) tx_dropped: u64,
-    /// Given to TX and not yet completed when the loop ended.
-    pub(crate) tx_unfinished: u64,
-}
-
-/// Has the kernel send what is in TX, where it waits for that: always in copy mode.
-#[inline(always)]
-fn transmit(socket: &Socket, tx: &TxRing, counts: &mut Counts) -> xsk::Result<()> {
-    if tx.needs_wakeup() {
-        // What is left in TX goes with the next batch.
-        counts.tx_dropped += u64::from(socket.send()? == Sent::Dropped);
-    }
-    Ok(())
-}
-
-/// The counts of a loop at work, for the watcher to read. One thread writes them, so they are stored
-/// and never added to.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Live {
-    rx_packets: AtomicU64,
-    rx_bytes: AtomicU64,
-    tx_packets: AtomicU64,
-    tx_bytes: AtomicU64,
-    tx_dropped: AtomicU64,
-}
-
-impl Live {
-    #[inline(always)]
-    fn publish(&self, counts: &Counts) {
-        self.rx_packets.store(counts.rx_packets, Ordering::Relaxed);
-        self.rx_bytes.store(counts.rx_bytes, Ordering::Relaxed);
-        self.tx_packets.store(counts.tx_packets, Ordering::Relaxed);
-        self.tx_bytes.store(counts.tx_bytes, Ordering::Relaxed);
-        self.tx_dropped.store(counts.tx_dropped, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> Counts {
-        Counts {
-            rx_packets: self.rx_packets.load(Ordering::Relaxed),
-            rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
-            tx_packets: self.tx_packets.load(Ordering::Relaxed),
-            tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
-            tx_dropped: self.tx_dropped.load(Ordering::Relaxed),
-            tx_unfinished: 0,
-        }
-    }
-}
-
-/// What a loop does once a turn: tells its counts, and asks whether to go on.
-struct Pulse<'a> {
-    live: &'a Live,
-    stop: &'a Stop,
-}
-
-impl Pulse<'_> {
-    #[inline(always)]
-    fn beat(&self, counts: &Counts) -> bool {
-        self.live.publish(counts);
-        !self.stop.is_asked()
-    }
-}
-
-/// Everything that a sample needs before its socket.
+/// Everything that a sample needs of an interface before it opens a port.
 struct Ground {
     device: Device,
-    umem: Umem,
-    pool: Pool,
-    builder: SocketBuilder<'static>,
+    queues: Queues,
+    /// The same, as far as they are there now.
+    numbers: Vec<u32>,
+    /// Queues that it has.
+    of: u32,
+    /// What is to be told of it at the beginning.
+    state: Option<Event>,
 }
 
 impl Ground {
-    fn prepare(interface: &Interface, rings: &Rings, receives: bool) -> Result<Self, Failure> {
-        let device = Device::open(&interface.interface)?;
-        if !interface.take_all {
-            let taking = match receives {
-                true => Taking::Received { queue: interface.queue, queues: device.queues()? },
-                false => Taking::Bandwidth,
-            };
-            guard::check(device.name(), taking)?;
-        }
-        let umem = Umem::builder().frames(rings.frames).chunk_size(rings.frame_size);
-        let umem = if rings.huge_pages { umem.require_pages(PageSize::Huge2M) } else { umem };
-        let (umem, pool) = umem.build()?;
+    fn find(interface: &str, queues: &List) -> Result<Self, Failure> {
+        let device = Device::open(interface)?;
+        let info = device.info()?;
+        let of = info.queues();
+        let (queues, numbers) = match queues {
+            List::All => (Queues::All, (0..of).collect()),
+            // Those that are not there are for the port to complain of.
+            List::These(numbers) => {
+                let there = numbers.iter().copied().filter(|queue| *queue < of).collect();
+                (Queues::Some(numbers.clone()), there)
+            }
+        };
+        let state = match (info.is_up(), info.has_carrier()) {
+            (false, _) => Some(Event::Down),
+            (true, false) => Some(Event::LinkLost),
+            (true, true) => None,
+        };
+        Ok(Self { device, queues, numbers, of, state })
+    }
+
+    fn builder(&self, interface: &Interface, rings: &Rings, umem: &Umem) -> PortBuilder {
         let mode = match (interface.copy, interface.zero_copy) {
             (true, _) => Mode::Copy,
             (_, true) => Mode::ZeroCopy,
             _ => Mode::Any,
         };
-        let builder = Socket::builder(&device)
-            .queue(interface.queue)
-            .ring_size(rings.ring)
+        Port::builder(&self.device)
+            .queues(self.queues.clone())
+            .umem(umem)
             .mode(mode)
-            .need_wakeup(!rings.no_need_wakeup);
-        Ok(Self { device, umem, pool, builder })
+            .ring_size(rings.ring)
+            .batch(rings.batch)
+            .need_wakeup(!rings.no_need_wakeup)
+    }
+
+    fn takes(&self) -> Taking<'_> {
+        Taking::Received { interface: self.device.name(), queues: &self.numbers, of: self.of }
     }
 }
 
-fn attach(device: &Device, socket: &Socket, how: &Attach) -> Result<DefaultProgram, Failure> {
-    let mode = match (how.native, how.generic) {
+/// A UMEM for all queues of these, and a pool with all its frames. Each of several queues takes `least`
+/// frames, beside which the others have none.
+fn memory(rings: &Rings, grounds: &[&Ground], least: u32) -> Result<(Umem, Pool), Failure> {
+    let each = rings.frames.unwrap_or(rings.ring.saturating_mul(2));
+    let queues: usize = grounds.iter().map(|ground| ground.numbers.len()).sum();
+    if queues > 1 && each < least {
+        return Err(Failure::new(
+            &format!("cannot share out {each} frames for each of {queues} queues"),
+            format!("with rings of {} entries a queue takes {least}", rings.ring),
+            "All queues take their frames from one UMEM, and one that finds none would not receive.",
+            format!("use --frames {least} or more, or a smaller --ring"),
+        ));
+    }
+    let frames = each.saturating_mul(u32::try_from(queues.max(1)).unwrap_or(u32::MAX));
+    let umem = Umem::builder().frames(frames).chunk_size(rings.frame_size);
+    let umem = if rings.huge_pages { umem.require_pages(PageSize::Huge2M) } else { umem };
+    Ok(umem.build()?)
+}
+
+fn attach_mode(how: &Attach) -> AttachMode {
+    match (how.native, how.generic) {
         (true, _) => AttachMode::Native,
         (_, true) => AttachMode::Generic,
         _ => AttachMode::Best,
-    };
-    let program = DefaultProgram::attach(device, mode)?;
-    program.insert(socket)?;
-    // Tells of an interface that is down, which would otherwise just be silent.
-    socket.wake_rx()?;
-    Ok(program)
+    }
 }
 
-/// In copy mode one system call sends 32 packets; with this it sends a batch. Kernels before 6.17 can't,
-/// and need a call for each 32.
-pub(crate) fn budget_for(socket: &Socket, tx: &TxRing, batch: u32) {
-    let _ = socket.set_tx_budget(batch.min(tx.size()).max(TX_BATCH_SIZE));
+/// The queues of who didn't say which: one takes the least away from others, and keeps one CPU busy.
+fn first() -> List {
+    List::These(vec![0])
 }
 
 /// `xsk rxdrop`.
 pub(crate) fn run_rxdrop(args: &cli::Rxdrop) -> Result<(), Failure> {
-    let Ground { device, umem, mut pool, builder } = Ground::prepare(&args.interface, &args.rings, true)?;
-    let mut xsk = builder.fill_from(&mut pool, u32::MAX).open_rx(&umem)?;
-    let program = attach(&device, &xsk.socket, &args.attach)?;
+    let cli::Rxdrop { interface, queues, attach, threads, rings, output } = args;
+    let ground = Ground::find(&interface.interface, queues.queues.as_ref().unwrap_or(&first()))?;
+    if !interface.take_all {
+        guard::check(&[ground.takes()])?;
+    }
+    let (umem, _) = memory(rings, &[&ground], rings.ring)?;
+    let port = ground.builder(interface, rings, &umem).attach_mode(attach_mode(attach)).open()?;
 
-    let socket = xsk.socket.clone();
-    let run = Run::start("rxdrop", &socket, Some(&program), &args.output)?;
-    let turn = Turn { batch: args.rings.batch, poll: args.rings.poll };
-    let measured =
-        run.conduct(|pulse| rxdrop::run(&mut xsk, &mut pool, turn, |counts| pulse.beat(counts)))?;
-    run.finish(measured, &umem, Some(program))
+    let hint = queues.queues.is_none();
+    let session = Session::start("rxdrop", [(port, &ground)], None, threads, output, hint)?;
+    session.run(|_, [port], pulse| rxdrop::run(port, rings.poll, |ports, _| pulse.beat(ports)))
 }
 
 /// `xsk txonly`.
 pub(crate) fn run_txonly(args: &cli::Txonly) -> Result<(), Failure> {
-    let Ground { device, umem, mut pool, builder } = Ground::prepare(&args.interface, &args.rings, false)?;
-    let info = device.info()?;
-    let packet = packet::udp(&args.packets, info.mac(), info.mtu())?;
+    let cli::Txonly { interface, queues, attach, threads, rings, packets, output } = args;
+    let ground = Ground::find(&interface.interface, queues.queues.as_ref().unwrap_or(&first()))?;
+    if !interface.take_all {
+        guard::check(&[Taking::Bandwidth { interface: ground.device.name() }])?;
+    }
+    let (umem, mut pool) = memory(rings, &[&ground], 1)?;
+    let info = ground.device.info()?;
+    let packet = packet::udp(packets, info.mac(), info.mtu())?;
     if packet.len() > umem.chunk_size() as usize {
         return Err(Failure::new(
             &format!("cannot send packets of {} bytes", packet.len()),
@@ -198,216 +150,328 @@ pub(crate) fn run_txonly(args: &cli::Txonly) -> Result<(), Failure> {
         ));
     }
     txonly::prepare(&mut pool, &packet);
-    // Before the socket: the driver sets up the queue for both at once.
-    let program = args.attach.then(|| DefaultProgram::attach(&device, AttachMode::Best)).transpose()?;
-    let mut xsk = builder.open_tx(&umem)?;
-    budget_for(&xsk.socket, &xsk.tx, args.rings.batch);
+    // The port takes them from the depot.
+    drop(pool);
+    // Before the sockets: the driver sets up the queues for both at once.
+    let attached = attach.then(|| DefaultProgram::attach(&ground.device, AttachMode::Best)).transpose()?;
+    let port = ground.builder(interface, rings, &umem).send_only().open()?;
 
-    let socket = xsk.socket.clone();
-    let run = Run::start("txonly", &socket, program.as_ref(), &args.output)?;
-    let turn = Turn { batch: args.rings.batch, poll: args.rings.poll };
-    let work = txonly::Work { len: packet.len() as u32, count: args.packets.count };
-    let mut measured =
-        run.conduct(|pulse| txonly::run(&mut xsk, &mut pool, turn, work, |counts| pulse.beat(counts)))?;
-    if measured.failure.is_none() {
-        txonly::drain(&mut xsk, &mut pool, work.len, &mut measured.counts)?;
-    }
-    run.finish(measured, &umem, program)
+    let session = Session::start("txonly", [(port, &ground)], attached.as_ref(), threads, output, false)?;
+    let work = txonly::Work { len: packet.len() as u32, count: packets.count, batch: rings.batch };
+    let parts = work.share_out(&queues_of(&session.parts));
+    session
+        .run(|place, [port], pulse| txonly::run(port, rings.poll, parts[place], |ports, _| pulse.beat(ports)))
 }
 
 /// `xsk l2fwd`.
 pub(crate) fn run_l2fwd(args: &cli::L2fwd) -> Result<(), Failure> {
-    let Ground { device, umem, mut pool, builder } = Ground::prepare(&args.interface, &args.rings, true)?;
-    let mut xsk = builder.fill_from(&mut pool, u32::MAX).open(&umem)?;
-    budget_for(&xsk.socket, &xsk.tx, args.rings.batch);
-    let program = attach(&device, &xsk.socket, &args.attach)?;
+    match &args.out {
+        None => send_back(args),
+        Some(out) => forward(args, out),
+    }
+}
 
-    let socket = xsk.socket.clone();
-    let run = Run::start("l2fwd", &socket, Some(&program), &args.output)?;
-    let turn = Turn { batch: args.rings.batch, poll: args.rings.poll };
-    let mut measured = run.conduct(|pulse| {
-        l2fwd::run(&mut xsk, &mut pool, turn, l2fwd::swap_macs, |counts| pulse.beat(counts))
+/// Everything back where it came in.
+fn send_back(args: &cli::L2fwd) -> Result<(), Failure> {
+    let cli::L2fwd { interface, queues, attach, addresses, threads, rings, output, .. } = args;
+    let ground = Ground::find(&interface.interface, queues.as_ref().unwrap_or(&first()))?;
+    if !interface.take_all {
+        guard::check(&[ground.takes()])?;
+    }
+    let header = addresses.dst_mac.map(|to| header(&ground.device, to)).transpose()?;
+    let (umem, _) = memory(rings, &[&ground], rings.ring)?;
+    let port = ground.builder(interface, rings, &umem).attach_mode(attach_mode(attach)).open()?;
+
+    let hint = queues.is_none();
+    let session = Session::start("l2fwd", [(port, &ground)], None, threads, output, hint)?;
+    session.run(|_, [port], pulse| {
+        let go_on = |ports: &mut [&mut Port], _| pulse.beat(ports);
+        match header {
+            None => l2fwd::run(port, rings.poll, l2fwd::swap_macs, go_on),
+            Some(header) => l2fwd::run(port, rings.poll, |packet| l2fwd::readdress(packet, &header), go_on),
+        }
+    })
+}
+
+/// From each of two interfaces to the other.
+fn forward(args: &cli::L2fwd, out: &str) -> Result<(), Failure> {
+    let cli::L2fwd { interface, queues, attach, addresses, threads, rings, output, .. } = args;
+    let queues = queues.as_ref().unwrap_or(&List::All);
+    let near = Ground::find(&interface.interface, queues)?;
+    let far = Ground::find(out, queues)?;
+    if near.device.index() == far.device.index() {
+        return Err(Failure::new(
+            &format!("cannot forward between {} and {out}", near.device.name()),
+            "they are the same interface".into(),
+            "What arrives at one leaves by the other.",
+            "name another interface, or leave --out out: packets are sent back where they came in then"
+                .into(),
+        ));
+    }
+    if !interface.take_all {
+        guard::check(&[near.takes(), far.takes()])?;
+    }
+    let there = addresses.dst_mac.map(|to| header(&far.device, to)).transpose()?;
+    let back = addresses.back_dst_mac.map(|to| header(&near.device, to)).transpose()?;
+    // A port takes a full FILL and as many to send, before the other has its turn.
+    let (umem, _) = memory(rings, &[&near, &far], rings.ring.saturating_mul(2))?;
+    let open =
+        |ground: &Ground| ground.builder(interface, rings, &umem).attach_mode(attach_mode(attach)).open();
+    let ports = [(open(&near)?, &near), (open(&far)?, &far)];
+
+    let session = Session::start("l2fwd", ports, None, threads, output, false)?;
+    session.run(|_, [near, far], pulse| {
+        let write = |addresses: Option<l2fwd::Addresses>| {
+            move |packet: &mut [u8]| {
+                if let Some(addresses) = &addresses {
+                    l2fwd::readdress(packet, addresses);
+                }
+            }
+        };
+        let go_on = |ports: &mut [&mut Port], _| pulse.beat(ports);
+        l2fwd::between([near, far], rings.poll, write(there), write(back), go_on)
+    })
+}
+
+/// How packets begin that leave by an interface for a next hop.
+fn header(device: &Device, Mac(to): Mac) -> Result<l2fwd::Addresses, Failure> {
+    let from = device.info()?.mac().ok_or_else(|| {
+        Failure::new(
+            &format!("cannot address packets that leave by {}", device.name()),
+            "the interface has no MAC address".into(),
+            "A packet names its sender.",
+            "forward them as they are".into(),
+        )
     })?;
-    if measured.failure.is_none() {
-        l2fwd::drain(&mut xsk, &mut pool, &mut measured.counts)?;
-    }
-    run.finish(measured, &umem, Some(program))
-}
-
-/// A sample at work: who it is, when it ends, and where it reports.
-struct Run<'a> {
-    start: Start,
-    socket: &'a Socket,
-    output: &'a Output,
-    report: Report,
-    stop: Stop,
-}
-
-/// What came of a loop.
-struct Measured {
-    counts: Counts,
-    seconds: f64,
-    /// Why it ended before it was told to.
-    failure: Option<Failure>,
-}
-
-impl<'a> Run<'a> {
-    /// Says what is about to begin. Signals are heard from here on.
-    fn start(
-        command: &'static str,
-        socket: &'a Socket,
-        program: Option<&DefaultProgram>,
-        output: &'a Output,
-    ) -> Result<Self, Failure> {
-        let stop = Stop::listen()?;
-        let start = Start::new(command, socket, program.map(DefaultProgram::mode));
-        let report = Report::new(output.json, !output.interval.is_zero());
-        report.start(&start, program.and_then(|program| program.attachment().fallback()))?;
-        Ok(Self { start, socket, output, report, stop })
-    }
-
-    /// Runs a loop on this thread and the watcher on another, until the end is asked for or the loop has
-    /// nothing left to do.
-    fn conduct(&self, work: impl FnOnce(&Pulse<'_>) -> xsk::Result<Counts>) -> Result<Measured, Failure> {
-        let live = Live::default();
-        let begin = Instant::now();
-        thread::scope(|scope| {
-            let watcher = thread::Builder::new().name("xsk-watcher".into()).spawn_scoped(scope, || {
-                let watched = self.watch(&live, begin);
-                // Whatever it was, nobody would end the loop after this.
-                self.stop.ask();
-                watched
-            })?;
-            let result = work(&Pulse { live: &live, stop: &self.stop });
-            let seconds = begin.elapsed().as_secs_f64();
-            self.stop.ask();
-            let watched = watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let (counts, failure) = match result {
-                Ok(counts) => (counts, watched.err()),
-                Err(error) => (live.read(), Some(error.into())),
-            };
-            Ok(Measured { counts, seconds, failure })
-        })
-    }
-
-    /// Reports, looks after the socket, and asks for the end when the time is over.
-    fn watch(&self, live: &Live, begin: Instant) -> Result<(), Failure> {
-        let reports = !self.output.interval.is_zero();
-        let interval = if reports { self.output.interval } else { LOOK };
-        let mut last = Interval::default();
-        let mut next = interval;
-        loop {
-            let now = begin.elapsed();
-            if self.stop.is_asked() || self.output.duration.is_some_and(|end| now >= end) {
-                return Ok(());
-            }
-            if now >= next {
-                // A loop that only looks at RX makes no call that would tell that the interface is gone.
-                self.socket.wake_rx()?;
-                if reports {
-                    let counts = live.read();
-                    let current = Interval::at(now, counts, self.socket.statistics()?);
-                    self.report.interval(&self.start, &last, &current)?;
-                    last = current;
-                }
-                // One that was missed is not made up for.
-                while next <= now {
-                    next += interval;
-                }
-            }
-            let until = self.output.duration.map_or(next, |end| next.min(end));
-            self.stop.wait(until.saturating_sub(begin.elapsed()))?;
-        }
-    }
-
-    /// Detaches the program and prints the summary.
-    fn finish(self, measured: Measured, umem: &Umem, program: Option<DefaultProgram>) -> Result<(), Failure> {
-        drop(program);
-        let Measured { counts, seconds, failure } = measured;
-        let statistics = Statistics::new(self.socket.statistics()?, &counts, umem);
-        let summary = Summary::new(self.start, seconds, &counts, statistics);
-        match (failure, self.report.summary(&summary)) {
-            (Some(failure), _) => Err(failure),
-            (None, written) => written.map_err(|error: io::Error| error.into()),
-        }
-    }
+    let mut header = [0; 12];
+    header[..6].copy_from_slice(&to);
+    header[6..].copy_from_slice(&from);
+    Ok(header)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc::channel;
+
+    use xsk::port::Counts;
     use xsk_sim::Sim;
 
+    use super::session::{Pulse, share_out};
     use super::*;
+    use crate::signals::Stop;
 
-    const PACKET: [u8; 60] = [0; 60];
-    const TURN: Turn = Turn { batch: 8, poll: false };
-
-    /// A UMEM with more frames than FILL holds, and a device that sends queue 0 to whoever enters.
-    fn ground(sim: &Sim) -> (Device, Umem, Pool, DefaultProgram) {
-        let device = sim.device("sim0").unwrap();
-        let (umem, pool) = Umem::builder().frames(64).build().unwrap();
-        let program = DefaultProgram::attach(&device, AttachMode::Best).unwrap();
-        (device, umem, pool, program)
+    /// A packet of which each byte is `n`.
+    fn packet(n: u8) -> Vec<u8> {
+        vec![n; 60]
     }
 
-    fn arrive(sim: &Sim, n: usize) {
-        for _ in 0..n {
-            sim.inject("sim0", &PACKET).unwrap();
+    fn port(sim: &Sim, device: &str, umem: &Umem, queues: Queues) -> Port {
+        let device = sim.device(device).unwrap();
+        Port::builder(&device).umem(umem).queues(queues).ring_size(16).batch(8).open().unwrap()
+    }
+
+    fn umem(frames: u32) -> Umem {
+        Umem::builder().frames(frames).chunk_size(2048).ledger(true).build().unwrap().0
+    }
+
+    fn total(ports: &[&Port]) -> Counts {
+        let mut total = Counts::default();
+        for port in ports {
+            total += port.monitor().statistics().unwrap().total();
         }
-        sim.run();
+        total
+    }
+
+    #[track_caller]
+    fn assert_conserved(umem: &Umem) {
+        let census = umem.census();
+        assert_eq!(census.contradiction(), None, "{census:?}");
+        assert_eq!((census.program, census.dropped, census.faults.total()), (0, 0, 0), "{census:?}");
     }
 
     #[test]
-    fn rxdrop_goes_on_when_fill_is_full() {
-        let sim = Sim::new();
-        let (device, umem, mut pool, program) = ground(&sim);
-        let mut xsk = Socket::builder(&device).ring_size(16).open_rx(&umem).unwrap();
-        program.insert(&xsk.socket).unwrap();
-        xsk.fill.refill(&mut pool, 16);
-        arrive(&sim, 12);
-        // The frames that were taken from FILL are replaced before they are back.
-        assert_eq!(xsk.fill.refill(&mut pool, 16), 12);
-        let counts = rxdrop::run(&mut xsk, &mut pool, TURN, |counts| counts.rx_packets < 12).unwrap();
-        assert_eq!((counts.rx_packets, counts.rx_bytes), (12, 12 * 60));
-        assert_eq!((umem.census().program, umem.census().dropped), (0, 0));
-    }
-
-    #[test]
-    fn l2fwd_goes_on_when_fill_is_full() {
-        let sim = Sim::new();
-        let (device, umem, mut pool, program) = ground(&sim);
-        let mut xsk = Socket::builder(&device).ring_size(16).open(&umem).unwrap();
-        program.insert(&xsk.socket).unwrap();
-        xsk.fill.refill(&mut pool, 16);
+    fn rxdrop_takes_from_all_its_queues_and_no_others() {
+        let sim = Sim::builder().queues(4).build().unwrap();
+        let umem = umem(128);
+        let mut port = port(&sim, "sim0", &umem, [0, 2, 3].into());
         let mut sent = 0;
-        let counts = l2fwd::run(&mut xsk, &mut pool, TURN, l2fwd::swap_macs, |counts| {
-            if sent < 200 {
-                arrive(&sim, 5);
-                sent += 5;
+        rxdrop::run(&mut port, false, |_, received| {
+            if sent < 400 {
+                // Eight on each queue, of which a turn takes as many.
+                for n in 0..32 {
+                    sim.inject_on("sim0", n % 4, &packet(n as u8)).unwrap();
+                }
+                sent += 32;
+                sim.run();
             }
-            counts.tx_packets < 200
+            received < 312
         })
         .unwrap();
-        assert_eq!((counts.rx_packets, counts.tx_packets, counts.tx_unfinished), (200, 200, 0));
-        sim.run();
-        assert_eq!(sim.stack("sim1").unwrap().len(), 200);
-        assert_eq!((umem.census().program, umem.census().dropped), (0, 0));
+        let counted = port.monitor().statistics().unwrap();
+        let queues: Vec<_> = counted.queues().iter().map(|(queue, it)| (*queue, it.rx_packets)).collect();
+        assert_eq!(queues, [(0, 104), (2, 104), (3, 104)]);
+        assert_eq!((counted.total().rx_bytes, counted.total().rx_lost()), (312 * 60, 0));
+        assert_eq!(sim.stack("sim0").unwrap().len(), 104, "queue 1 is the stack's");
+        assert_conserved(&umem);
     }
 
     #[test]
-    fn txonly_sends_the_count_and_not_one_more() {
+    fn an_interface_that_is_switched_off_and_on_and_has_more_queues_does_not_end_it() {
+        let sim = Sim::builder().queues(2).build().unwrap();
+        sim.set_queues("sim0", 1).unwrap();
+        let umem = umem(128);
+        let mut port = port(&sim, "sim0", &umem, Queues::All);
+        let stop = Stop::listen().unwrap();
+        let (ticks, (news, told)) = (AtomicU32::new(1), channel());
+        let mut pulse = Pulse { stop: &stop, ticks: &ticks, seen: 0, news: Some(news) };
+        let mut turn = 0;
+        rxdrop::run(&mut port, true, |ports, received| {
+            turn += 1;
+            match turn {
+                1 => sim.set_up("sim0", false).unwrap(),
+                3 => sim.set_up("sim0", true).unwrap(),
+                5 => sim.set_queues("sim0", 2).unwrap(),
+                7 => sim.inject_on("sim0", 1, &packet(1)).unwrap(),
+                _ => {}
+            }
+            ticks.fetch_add(1, Ordering::Relaxed);
+            assert!(turn < 100, "{ports:?}");
+            pulse.beat(ports) && received < 1
+        })
+        .unwrap();
+        let events: Vec<_> = told.try_iter().collect();
+        let queues = Event::Queues { was: 1, now: 2, taken: vec![1] };
+        assert_eq!(events, [(0, Event::Down), (0, Event::Up), (0, queues)]);
+        assert_conserved(&umem);
+    }
+
+    #[test]
+    fn a_loop_tells_that_its_interface_is_gone_and_ends() {
         let sim = Sim::new();
-        let (device, umem, mut pool, _program) = ground(&sim);
-        let packet: Vec<u8> = (0..60).collect();
-        txonly::prepare(&mut pool, &packet);
-        let mut xsk = Socket::builder(&device).ring_size(16).open_tx(&umem).unwrap();
-        let work = txonly::Work { len: 60, count: Some(1001) };
-        let counts = txonly::run(&mut xsk, &mut pool, TURN, work, |_| true).unwrap();
-        assert_eq!((counts.tx_packets, counts.tx_bytes, counts.tx_unfinished), (1001, 1001 * 60, 0));
+        let umem = umem(64);
+        let mut port = port(&sim, "sim0", &umem, Queues::All);
+        let stop = Stop::listen().unwrap();
+        let (ticks, (news, told)) = (AtomicU32::new(1), channel());
+        let mut pulse = Pulse { stop: &stop, ticks: &ticks, seen: 0, news: Some(news) };
+        sim.remove("sim0").unwrap();
+        let error = rxdrop::run(&mut port, false, |ports, _| pulse.beat(ports)).unwrap_err();
+        assert_eq!(*error.cause(), xsk::Cause::InterfaceGone);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [(0, Event::Removed)]);
+    }
+
+    #[test]
+    fn l2fwd_sends_back_by_the_queue_where_it_came_in() {
+        let sim = Sim::builder().queues(2).build().unwrap();
+        let umem = umem(64);
+        let mut port = port(&sim, "sim0", &umem, Queues::All);
+        let mut sent = 0;
+        l2fwd::run(&mut port, false, l2fwd::swap_macs, |_, forwarded| {
+            if sent < 200 {
+                for n in 0..10 {
+                    sim.inject_on("sim0", n % 2, &packet(n as u8)).unwrap();
+                }
+                sent += 10;
+                sim.run();
+            }
+            forwarded < 200
+        })
+        .unwrap();
+        assert_eq!(port.drain(DRAIN).unwrap(), 0);
+        let counted = port.monitor().statistics().unwrap();
+        let sent: Vec<_> = counted.queues().iter().map(|(_, it)| (it.rx_packets, it.tx_completed)).collect();
+        assert_eq!(sent, [(100, 100); 2]);
         sim.run();
-        let arrived = sim.stack("sim1").unwrap();
-        assert_eq!(arrived.len(), 1001);
-        assert!(arrived.iter().all(|it| *it == packet));
-        assert_eq!(umem.census().pools, 64);
+        assert_eq!(sim.stack("sim1").unwrap().len(), 200);
+        assert_conserved(&umem);
+    }
+
+    #[test]
+    fn l2fwd_forwards_between_two_interfaces_in_order_whatever_their_queues() {
+        let sim = Sim::builder().pair("left", "right").queues(3).build().unwrap();
+        sim.set_queues("left", 2).unwrap();
+        let umem = umem(256);
+        let mut near = port(&sim, "sim0", &umem, Queues::All);
+        let mut far = port(&sim, "left", &umem, Queues::All);
+        let mut sent = 0u8;
+        l2fwd::between(
+            [&mut near, &mut far],
+            false,
+            |packet| l2fwd::readdress(packet, &[0xaa; 12]),
+            |_| {},
+            |_, forwarded| {
+                if sent < 100 {
+                    sim.inject_on("sim0", 2, &packet(sent)).unwrap();
+                    sim.inject_on("left", u32::from(sent) % 2, &packet(100 + sent)).unwrap();
+                    sent += 1;
+                    sim.run();
+                }
+                forwarded < 200
+            },
+        )
+        .unwrap();
+        for port in [&mut near, &mut far] {
+            assert_eq!(port.drain(DRAIN).unwrap(), 0);
+        }
+        sim.run();
+        let there: Vec<_> = (0..100).map(|n| [vec![0xaa; 12], vec![n; 48]].concat()).collect();
+        assert_eq!(sim.stack("right").unwrap(), there);
+        let mut back = sim.stack("sim1").unwrap();
+        back.sort();
+        assert_eq!(back, (100..200).map(packet).collect::<Vec<_>>());
+        let total = total(&[&near, &far]);
+        assert_eq!((total.rx_packets, total.tx_completed, total.rx_lost()), (200, 200, 0));
+        assert_conserved(&umem);
+    }
+
+    #[test]
+    fn txonly_sends_the_count_over_several_queues_and_not_one_more() {
+        let packet: Vec<u8> = (0..60).collect();
+        for threads in [1, 2, 3] {
+            let sim = Sim::builder().queues(3).build().unwrap();
+            let (umem, mut pool) = Umem::builder().frames(96).chunk_size(2048).build().unwrap();
+            txonly::prepare(&mut pool, &packet);
+            drop(pool);
+            let device = sim.device("sim0").unwrap();
+            let whole = Port::builder(&device).umem(&umem).ring_size(16).batch(8).send_only().open().unwrap();
+            let monitor = whole.monitor();
+            let mut parts = share_out([whole], threads).unwrap();
+            let work = txonly::Work { len: 60, count: Some(1001), batch: 8 }.share_out(&queues_of(&parts));
+            assert_eq!(work.len(), threads);
+            for ([part], work) in parts.iter_mut().zip(work) {
+                txonly::run(part, false, work, |_, _| true).unwrap();
+            }
+            let counted = monitor.statistics().unwrap();
+            let total = counted.total();
+            assert_eq!((total.tx_packets, total.tx_completed, total.tx_bytes), (1001, 1001, 1001 * 60));
+            assert!(counted.queues().iter().all(|(_, it)| it.tx_packets > 300), "{counted:?}");
+            sim.run();
+            let arrived = sim.stack("sim1").unwrap();
+            assert_eq!(arrived.len(), 1001);
+            assert!(arrived.iter().all(|it| *it == packet));
+            assert_conserved(&umem);
+        }
+    }
+
+    #[test]
+    fn frames_that_would_leave_queues_without_are_refused() {
+        let sim = Sim::builder().queues(2).build().unwrap();
+        let device = sim.device("sim0").unwrap();
+        let ground = Ground { device, queues: Queues::All, numbers: vec![0, 1], of: 2, state: None };
+        let rings = |frames| Rings {
+            batch: 64,
+            frame_size: 2048,
+            frames,
+            ring: 64,
+            poll: false,
+            no_need_wakeup: false,
+            huge_pages: false,
+        };
+        let frames = |each, least| memory(&rings(each), &[&ground], least).map(|(umem, _)| umem.frames());
+        for (each, least, expected) in [(None, 64, 256), (Some(64), 64, 128), (Some(8), 1, 16)] {
+            assert_eq!(frames(each, least).unwrap(), expected);
+        }
+        let Err(Failure::Explained(told)) = frames(Some(63), 64) else { panic!("too few frames") };
+        assert!(told.remedy.contains("--frames 64"), "{told:?}");
     }
 }

@@ -2,15 +2,14 @@
 
 use std::hint::spin_loop;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use xsk::Result;
-use xsk::socket::{Interest, TxOnly};
 use xsk::umem::Pool;
+use xsk::{Port, Result};
 
-use super::{Counts, DRAIN, NAP, Turn, transmit};
+use super::NAP;
 
-/// How long to sleep while every frame is on its way: no event tells when one comes back.
+/// How long to sleep while every packet is on its way: no event tells when a frame comes back.
 const ON_THE_WAY: Duration = Duration::from_micros(100);
 
 /// What is sent.
@@ -20,6 +19,27 @@ pub(crate) struct Work {
     pub(crate) len: u32,
     /// How many; `None` is no end.
     pub(crate) count: Option<u64>,
+    /// Packets at a time.
+    pub(crate) batch: u32,
+}
+
+impl Work {
+    /// The work of threads that have so many queues each, of which every one sends the same.
+    pub(crate) fn share_out(self, queues: &[usize]) -> Vec<Self> {
+        let all = queues.iter().sum::<usize>().max(1);
+        let mut before = 0;
+        let part = |queues: &usize| {
+            // What comes before is rounded down for all alike, so the parts are the whole.
+            let until = |place: usize| {
+                self.count.map(|count| (u128::from(count) * place as u128 / all as u128) as u64)
+            };
+            let begin = until(before);
+            before += queues;
+            let count = until(before).zip(begin).map(|(end, begin)| end - begin);
+            Self { count, ..self }
+        };
+        queues.iter().map(part).collect()
+    }
 }
 
 /// Writes the packet into every frame of the pool. A frame that was sent still holds it.
@@ -34,71 +54,57 @@ pub(crate) fn prepare(pool: &mut Pool, packet: &[u8]) {
     }
 }
 
-/// Sends prepared frames for as long as `go_on` says, or until all are sent. It is asked once a turn,
-/// with the counts so far.
+/// Sends frames that were prepared for as long as `go_on` says, or until all packets are sent. It is
+/// asked once a turn, with how many were given to the kernel so far.
 pub(crate) fn run(
-    xsk: &mut TxOnly,
-    pool: &mut Pool,
-    turn: Turn,
+    port: &mut Port,
+    poll: bool,
     work: Work,
-    mut go_on: impl FnMut(&Counts) -> bool,
-) -> Result<Counts> {
-    let mut counts = Counts::default();
+    mut go_on: impl FnMut(&mut [&mut Port], u64) -> bool,
+) -> Result<()> {
     let goal = work.count.unwrap_or(u64::MAX);
-    let mut pushed = 0;
-    while counts.tx_packets < goal && go_on(&counts) {
-        let completed = reclaim(xsk, pool, turn.batch, work.len, &mut counts);
-
-        let wanted = (goal - pushed).min(turn.batch.into()).min(pool.len() as u64) as u32;
-        let mut slots = xsk.tx.reserve(wanted);
-        let room = slots.room();
-        for _ in 0..room {
-            let Some(packet) = pool.packet(0, work.len) else { break };
-            if let Err(refused) = slots.push(packet) {
-                pool.put(refused.into_inner());
-                break;
-            }
-            pushed += 1;
+    let mut given = 0;
+    while given < goal && go_on(&mut [port], given) {
+        let n = (goal - given).min(work.batch.into()) as u32;
+        let made = port.generate(n, |umem, frame| umem.packet(frame, 0, work.len))?;
+        given += u64::from(made);
+        if made != 0 {
+            continue;
         }
-        drop(slots);
-
-        if room != 0 || xsk.tx.pending() != 0 || (pushed != counts.tx_packets && xsk.socket.is_zero_copy()) {
-            transmit(&xsk.socket, &xsk.tx, &mut counts)?;
-        } else if completed == 0 {
-            if !turn.poll {
-                spin_loop();
-            } else if xsk.socket.wait(Interest::Tx, Some(NAP))?.tx {
-                thread::sleep(ON_THE_WAY);
-            }
+        if poll {
+            port.wait_to_send(Some(NAP))?;
+        } else {
+            spin_loop();
         }
     }
-    counts.tx_unfinished = pushed - counts.tx_packets;
-    Ok(counts)
-}
-
-/// Waits a while for what is still on its way.
-pub(crate) fn drain(xsk: &mut TxOnly, pool: &mut Pool, len: u32, counts: &mut Counts) -> Result<()> {
-    let deadline = Instant::now() + DRAIN;
-    while counts.tx_unfinished != 0 && Instant::now() < deadline {
-        let completed = u64::from(reclaim(xsk, pool, u32::MAX, len, counts));
-        counts.tx_unfinished -= completed.min(counts.tx_unfinished);
-        if completed == 0 {
-            transmit(&xsk.socket, &xsk.tx, counts)?;
-            thread::yield_now();
+    // What was given is to arrive as well, as long as nobody wants it to end.
+    while given == goal && port.flush()? != 0 && go_on(&mut [port], given) {
+        if poll {
+            thread::sleep(ON_THE_WAY);
+        } else {
+            spin_loop();
         }
     }
     Ok(())
 }
 
-/// Takes up to `n` sent frames back.
-#[inline(always)]
-fn reclaim(xsk: &mut TxOnly, pool: &mut Pool, n: u32, len: u32, counts: &mut Counts) -> u32 {
-    let mut completed = 0;
-    for frame in xsk.completion.take(n) {
-        pool.put(frame);
-        completed += 1;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_count_are_the_whole() {
+        for (count, queues, expected) in [
+            (1001, &[1, 1, 1][..], &[333, 334, 334][..]),
+            (1000, &[2, 1, 1], &[500, 250, 250]),
+            (2, &[1, 1, 1], &[0, 1, 1]),
+            (u64::MAX, &[1], &[u64::MAX]),
+        ] {
+            let work = Work { len: 60, count: Some(count), batch: 1 };
+            let parts: Vec<_> = work.share_out(queues).iter().map(|part| part.count.unwrap()).collect();
+            assert_eq!(parts, expected);
+        }
+        let endless = Work { len: 60, count: None, batch: 1 };
+        assert!(endless.share_out(&[1, 1]).iter().all(|part| part.count.is_none()));
     }
-    counts.tx_packets += u64::from(completed);
-    counts.tx_bytes += u64::from(completed) * u64::from(len);
-    completed
 }
