@@ -374,7 +374,10 @@ impl Port {
             let Lane { ingress, egress } = lane;
             let taken = lane::forward(ingress, egress, &mut self.pool, self.batch, &mut each);
             all += taken;
-            if let Err(error) = after_forward(ingress, egress, &mut self.pool, taken, self.link.is_up()) {
+            let up = self.link.is_up();
+            let done = after_sending(egress, &mut self.pool, taken, up)
+                .and_then(|()| after_taking(ingress, &mut self.pool, taken, up));
+            if let Err(error) = done {
                 self.link.absorb(error)?;
             }
         }
@@ -404,8 +407,12 @@ impl Port {
             let egress = &mut out.lanes[way].egress;
             let taken = lane::forward(ingress, egress, &mut self.pool, self.batch, &mut each);
             all += taken;
-            if let Err(error) = after_forward(ingress, egress, &mut self.pool, taken, out.link.is_up()) {
+            // Each interface answers for its own half: one may be down or gone and the other not.
+            if let Err(error) = after_sending(egress, &mut self.pool, taken, out.link.is_up()) {
                 out.link.absorb(error)?;
+            }
+            if let Err(error) = after_taking(ingress, &mut self.pool, taken, self.link.is_up()) {
+                self.link.absorb(error)?;
             }
             // What this port was given to send itself.
             if lane.egress.in_flight() != 0
@@ -824,22 +831,28 @@ fn serve(lane: &mut Lane, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
     if up { idle(ingress, egress, pool) } else { Ok(()) }
 }
 
-/// What else is to be done in a turn of which `taken` packets were sent on.
+/// What else is to be done where the packets of a turn were sent, of which `taken` came.
 #[inline(always)]
-fn after_forward(
-    ingress: &mut lane::Ingress,
-    egress: &mut lane::Egress,
-    pool: &mut Pool,
-    taken: u32,
-    up: bool,
-) -> Result<()> {
+fn after_sending(egress: &mut lane::Egress, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
     if !up {
         return Ok(());
     }
     if egress.is_unsent() {
         egress.kick()?;
     }
-    if taken != 0 { ingress.wake() } else { idle(ingress, egress, pool) }
+    if taken == 0 && egress.in_flight() != 0 { egress.settle(pool) } else { Ok(()) }
+}
+
+/// What else is to be done where the `taken` packets of a turn came from.
+#[inline(always)]
+fn after_taking(ingress: &mut lane::Ingress, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
+    if !up {
+        return Ok(());
+    }
+    if taken != 0 {
+        return ingress.wake();
+    }
+    if ingress.is_settled() { Ok(()) } else { ingress.settle(pool) }
 }
 
 /// A lane without packets, whose interface is up.
