@@ -421,7 +421,11 @@ impl Port {
                 self.link.absorb(error)?;
             }
         }
-        out.check_gone()?;
+        if all == 0 {
+            out.rest()?;
+        } else {
+            out.check_gone()?;
+        }
         self.after(all)
     }
 
@@ -456,6 +460,15 @@ impl Port {
             self.look();
         }
         self.check_gone().map(|()| 0)
+    }
+
+    /// Whether an interface that was switched off is on again: who only sends makes no idle turns in
+    /// which that would be found out.
+    #[inline(always)]
+    fn look_for_up(&mut self) {
+        if !self.link.is_up() {
+            self.look();
+        }
     }
 
     /// Looks after the interface; whether something happened.
@@ -583,6 +596,7 @@ impl Port {
         n: u32,
         mut make: impl FnMut(&Umem, Frame) -> core::result::Result<Packet, Frame>,
     ) -> Result<u32> {
+        self.look_for_up();
         let lanes = self.lanes.len();
         let mut made = 0;
         // A call begins where the last one did not get to, so that all queues have their turn.
@@ -620,6 +634,7 @@ impl Port {
     ///
     /// [`Cause::NeedsProgram`], [`Cause::InterfaceGone`].
     pub fn flush(&mut self) -> Result<u32> {
+        self.look_for_up();
         let mut left = 0;
         for lane in &mut self.lanes {
             if self.link.is_up()
