@@ -692,11 +692,11 @@ impl Port {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             let mut arrived = false;
-            let mut starving = false;
+            let mut unsettled = false;
             for port in ports.iter_mut() {
-                let (has, short) = port.prepare()?;
+                let (has, left) = port.prepare()?;
                 arrived |= has;
-                starving |= short;
+                unsettled |= left;
             }
             if arrived {
                 return Ok(true);
@@ -705,7 +705,7 @@ impl Port {
                 Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
                 None => timeout,
             };
-            let slice = if starving { Some(left.map_or(SHORT, |left| left.min(SHORT))) } else { left };
+            let slice = if unsettled { Some(left.map_or(SHORT, |left| left.min(SHORT))) } else { left };
             let found = poll(ports, POLLIN, slice)?;
             let mut happened = false;
             for port in ports.iter_mut().filter(|_| found.watched) {
@@ -764,15 +764,16 @@ impl Port {
     }
 
     /// Everything that must not be left undone before a wait: FILL is filled, what is in TX is told to
-    /// the kernel. Returns whether there are packets already, and whether FILL lacks frames.
+    /// the kernel. Returns whether there are packets already, and whether something is left to do of
+    /// which no event will tell.
     fn prepare(&mut self) -> Result<(bool, bool)> {
-        let (mut arrived, mut starving) = (false, false);
+        let (mut arrived, mut unsettled) = (false, false);
         let up = self.link.is_up();
         for lane in &mut self.lanes {
             let Lane { ingress, egress } = lane;
             let mut settle = || {
                 if egress.in_flight() != 0 && up {
-                    egress.settle(&mut self.pool)?;
+                    egress.settle_all(&mut self.pool)?;
                 }
                 if up { ingress.settle(&mut self.pool) } else { Ok(()) }
             };
@@ -780,12 +781,12 @@ impl Port {
                 self.link.absorb(error)?;
             }
             arrived |= ingress.available() != 0;
-            starving |= ingress.is_starving();
+            unsettled |= ingress.is_starving() || (up && (egress.is_unsent() || ingress.is_unattended()));
         }
         if !arrived {
             self.check_gone()?;
         }
-        Ok((arrived, starving))
+        Ok((arrived, unsettled))
     }
 
     /// Makes up to `parts` ports of this one, each with its part of the queues, for as many threads.
@@ -820,7 +821,7 @@ impl Port {
     }
 }
 
-/// How long to wait for frames, of which no event tells.
+/// How long to wait for what no event tells of: frames, or that the kernel takes what is in TX or FILL.
 const SHORT: Duration = Duration::from_millis(1);
 /// How long to wait for an event that may be missed.
 const LONG: Duration = Duration::from_millis(100);
