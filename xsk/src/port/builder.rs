@@ -327,7 +327,7 @@ fn zero_copy_room(driver: &str, chunk: u32) -> u32 {
 
 /// Whether a zero-copy driver goes astray where FILL runs dry.
 ///
-/// igb does (seen on 6.18). Where RX and TX have interrupts of their own, which is so up to four
+/// igb does (seen on 6.18). Where RX and TX have interrupts of their own, which is so with few
 /// queues, the wake-up for FILL reaches TX's: with its descriptors used up, the driver sleeps for
 /// good. And where FILL has fewer frames than it asks for, it may take an old descriptor for a packet
 /// and hand a frame out twice.
