@@ -93,7 +93,7 @@ fn flows_spread_over_the_queues_and_stay_on_theirs() {
     assert_eq!(sim.inject_on("sim0", 3, &[0; 13]), Err(Errno::MSGSIZE));
     assert_eq!(sim.inject_on("eth0", 0, &[0; 60]), Err(Errno::NODEV));
     assert_eq!(sim.receive_queue("eth0", &[0; 60]), Err(Errno::NODEV));
-    assert_eq!(queues.program.map().slots(), 4);
+    assert_eq!(queues.program.map().slots(), 128);
     assert_conserved(&umem);
 }
 

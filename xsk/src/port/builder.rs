@@ -77,6 +77,8 @@ pub struct PortBuilder {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct How {
     pub(super) ring: u32,
+    /// Entries of RX, where they are fewer than those of the other rings.
+    rx: Option<u32>,
     pub(super) batch: u32,
     mode: Mode,
     need_wakeup: bool,
@@ -96,6 +98,7 @@ impl PortBuilder {
             link_patience: Duration::from_secs(10),
             how: How {
                 ring: 2048,
+                rx: None,
                 batch: BATCH,
                 mode: Mode::Any,
                 need_wakeup: true,
@@ -116,7 +119,9 @@ impl PortBuilder {
     /// [`ring_size`](Self::ring_size) for each queue, or what there is.
     ///
     /// Without this the port makes a UMEM of that size, with chunks of 2048 bytes where packets of the
-    /// interface's MTU fit them, and else of 4096.
+    /// interface's MTU fit them, and else of 4096. Whoever brings memory minds that himself: of a chunk,
+    /// 256 bytes are headroom, and igb, igc and ixgbe receive in zero copy into whole KiB of the rest,
+    /// which is 1024 bytes of a chunk of 2048; longer packets come in pieces or not at all.
     pub fn umem(mut self, umem: &Umem) -> Self {
         self.umem = Some(umem.clone());
         self
@@ -159,6 +164,10 @@ impl PortBuilder {
     ///
     /// A port has twice as many frames for each queue: 8 MiB with the default, where frames have 2048
     /// bytes.
+    ///
+    /// With igb in zero copy RX has half as many, and 1024 are the least that should be asked for: when
+    /// FILL runs dry that driver stops for good, so it must hold more than RX and the NIC do. For the
+    /// same reason a program leaves some frames free there when it keeps packets.
     pub fn ring_size(mut self, entries: u32) -> Self {
         self.how.ring = entries;
         self
@@ -252,13 +261,20 @@ impl PortBuilder {
         let queues = self.numbers(info.queues())?.len() as u32;
         // The Ethernet header and two VLAN tags.
         const HEADERS: u32 = 14 + 8;
-        let fits = info.mtu().saturating_add(HEADERS) <= 2048 - XDP_PACKET_HEADROOM;
+        let room = match info.driver() {
+            Some(driver) if self.how.mode != Mode::Copy => zero_copy_room(driver, 2048),
+            _ => 2048 - XDP_PACKET_HEADROOM,
+        };
+        let fits = info.mtu().saturating_add(HEADERS) <= room;
         let frames = queues.saturating_mul(self.how.share());
         Ok(Need { frames, chunk: if fits { 2048 } else { 4096 } })
     }
 
-    fn open_on(self, umem: Umem) -> Result<Port> {
+    fn open_on(mut self, umem: Umem) -> Result<Port> {
         let before = self.device.info()?;
+        if self.how.mode != Mode::Copy && before.driver().is_some_and(must_not_starve) {
+            self.how.rx = Some(self.how.ring.div_ceil(2));
+        }
         let queues = self.numbers(before.queues())?;
         let mut pool = umem.pool();
         pool.fetch(queues.len() * self.how.share() as usize);
@@ -294,6 +310,32 @@ struct Need {
     chunk: u32,
 }
 
+/// Bytes of a packet that a driver receives into a chunk in zero copy.
+///
+/// Some NICs have their buffers in whole KiB, and their drivers round down. What is longer does not
+/// come as an error: igb and igc yield its pieces as packets, ixgbe drops it.
+fn zero_copy_room(driver: &str, chunk: u32) -> u32 {
+    let room = chunk - XDP_PACKET_HEADROOM;
+    match driver {
+        "igb" | "igc" | "ixgbe" => room & !1023,
+        _ => room,
+    }
+}
+
+/// Whether a zero-copy driver goes astray where FILL runs dry.
+///
+/// igb does (seen on 6.18). Where RX and TX have interrupts of their own, which is so with few
+/// queues, the wake-up for FILL reaches TX's: with its descriptors used up, the driver sleeps for
+/// good. And where FILL has fewer frames than it asks for, it may take an old descriptor for a packet
+/// and hand a frame out twice.
+///
+/// A program that is too slow runs FILL dry by leaving its frames in RX. So RX gets fewer entries than
+/// FILL: then it is full first, and the driver drops packets and uses their frames again. What remains
+/// in FILL must be enough for the NIC's own ring (256 descriptors, unless `ethtool -G` made it larger).
+fn must_not_starve(driver: &str) -> bool {
+    driver == "igb"
+}
+
 fn make_umem(frames: u32, chunk: u32) -> Result<Umem> {
     // The pool gives its frames to the depot, where the ports take them.
     Umem::builder().frames(frames).chunk_size(chunk).build().map(|(umem, _)| umem)
@@ -322,6 +364,7 @@ impl How {
         let xsk = Socket::builder(device)
             .queue(queue)
             .ring_size(self.ring)
+            .rx_size(self.rx.unwrap_or(self.ring))
             .mode(self.mode)
             .need_wakeup(self.need_wakeup)
             .release_timeout(self.release_timeout)

@@ -155,6 +155,12 @@ impl Ingress {
         self.owed > self.fill.size() / 4 * 3
     }
 
+    /// Whether FILL holds all frames of the lane, so that a zero-copy driver has none to receive into:
+    /// it is about to take some, or falls asleep just now and missed that there are any.
+    pub(super) fn is_unattended(&mut self) -> bool {
+        self.zero_copy && self.owed < self.fill.size() && self.fill.room() == self.owed
+    }
+
     /// Gives FILL what it is owed, as far as the pool and the depot have it.
     #[inline(never)]
     pub(super) fn top_up(&mut self, pool: &mut Pool) {
@@ -304,6 +310,18 @@ impl Egress {
     pub(super) fn settle(&mut self, pool: &mut Pool) -> Result<()> {
         self.reclaim(pool);
         if self.unsent || (self.zero_copy && self.in_flight != 0) { self.kick() } else { Ok(()) }
+    }
+
+    /// [`settle`](Self::settle), until the kernel has taken all that it takes now: in copy mode a call
+    /// sends a batch.
+    pub(super) fn settle_all(&mut self, pool: &mut Pool) -> Result<()> {
+        loop {
+            let before = self.tx.pending();
+            self.settle(pool)?;
+            if !self.unsent || self.tx.pending() >= before {
+                return Ok(());
+            }
+        }
     }
 }
 

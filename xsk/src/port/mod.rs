@@ -387,7 +387,10 @@ impl Port {
             let Lane { ingress, egress } = lane;
             let taken = lane::forward(ingress, egress, &mut self.pool, self.batch, &mut each);
             all += taken;
-            if let Err(error) = after_forward(ingress, egress, &mut self.pool, taken, self.link.is_up()) {
+            let up = self.link.is_up();
+            let done = after_sending(egress, &mut self.pool, taken, up)
+                .and_then(|()| after_taking(ingress, &mut self.pool, taken, up));
+            if let Err(error) = done {
                 self.link.absorb(error)?;
             }
         }
@@ -417,8 +420,12 @@ impl Port {
             let egress = &mut out.lanes[way].egress;
             let taken = lane::forward(ingress, egress, &mut self.pool, self.batch, &mut each);
             all += taken;
-            if let Err(error) = after_forward(ingress, egress, &mut self.pool, taken, out.link.is_up()) {
+            // Each interface answers for its own half: one may be down or gone and the other not.
+            if let Err(error) = after_sending(egress, &mut self.pool, taken, out.link.is_up()) {
                 out.link.absorb(error)?;
+            }
+            if let Err(error) = after_taking(ingress, &mut self.pool, taken, self.link.is_up()) {
+                self.link.absorb(error)?;
             }
             // What this port was given to send itself.
             if lane.egress.in_flight() != 0
@@ -427,7 +434,11 @@ impl Port {
                 self.link.absorb(error)?;
             }
         }
-        out.check_gone()?;
+        if all == 0 {
+            out.rest()?;
+        } else {
+            out.check_gone()?;
+        }
         self.after(all)
     }
 
@@ -460,6 +471,15 @@ impl Port {
             self.look();
         }
         self.check_gone().map(|()| 0)
+    }
+
+    /// Whether an interface that was switched off is on again: who only sends makes no idle turns in
+    /// which that would be found out.
+    #[inline(always)]
+    fn look_for_up(&mut self) {
+        if !self.link.is_up() {
+            self.look();
+        }
     }
 
     /// Looks after the interface; whether something happened.
@@ -596,6 +616,7 @@ impl Port {
         n: u32,
         mut make: impl FnMut(&Umem, Frame) -> core::result::Result<Packet, Frame>,
     ) -> Result<u32> {
+        self.look_for_up();
         let lanes = self.lanes.len();
         let mut made = 0;
         // A call begins where the last one did not get to, so that all queues have their turn.
@@ -634,6 +655,7 @@ impl Port {
     ///
     /// [`Cause::NeedsProgram`], [`Cause::InterfaceGone`].
     pub fn flush(&mut self) -> Result<u32> {
+        self.look_for_up();
         let mut left = 0;
         for lane in &mut self.lanes {
             if self.link.is_up()
@@ -692,11 +714,11 @@ impl Port {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             let mut arrived = false;
-            let mut starving = false;
+            let mut unsettled = false;
             for port in ports.iter_mut() {
-                let (has, short) = port.prepare()?;
+                let (has, left) = port.prepare()?;
                 arrived |= has;
-                starving |= short;
+                unsettled |= left;
             }
             if arrived {
                 return Ok(true);
@@ -705,7 +727,7 @@ impl Port {
                 Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
                 None => timeout,
             };
-            let slice = if starving { Some(left.map_or(SHORT, |left| left.min(SHORT))) } else { left };
+            let slice = if unsettled { Some(left.map_or(SHORT, |left| left.min(SHORT))) } else { left };
             let found = poll(ports, POLLIN, slice)?;
             let mut happened = false;
             for port in ports.iter_mut().filter(|_| found.watched) {
@@ -764,15 +786,16 @@ impl Port {
     }
 
     /// Everything that must not be left undone before a wait: FILL is filled, what is in TX is told to
-    /// the kernel. Returns whether there are packets already, and whether FILL lacks frames.
+    /// the kernel. Returns whether there are packets already, and whether something is left to do of
+    /// which no event will tell.
     fn prepare(&mut self) -> Result<(bool, bool)> {
-        let (mut arrived, mut starving) = (false, false);
+        let (mut arrived, mut unsettled) = (false, false);
         let up = self.link.is_up();
         for lane in &mut self.lanes {
             let Lane { ingress, egress } = lane;
             let mut settle = || {
                 if egress.in_flight() != 0 && up {
-                    egress.settle(&mut self.pool)?;
+                    egress.settle_all(&mut self.pool)?;
                 }
                 if up { ingress.settle(&mut self.pool) } else { Ok(()) }
             };
@@ -780,13 +803,13 @@ impl Port {
                 self.link.absorb(error)?;
             }
             arrived |= ingress.available() != 0;
-            starving |= ingress.is_starving();
+            unsettled |= ingress.is_starving() || (up && (egress.is_unsent() || ingress.is_unattended()));
         }
         self.share();
         if !arrived {
             self.check_gone()?;
         }
-        Ok((arrived, starving))
+        Ok((arrived, unsettled))
     }
 
     /// Makes up to `parts` ports of this one, each with its part of the queues, for as many threads.
@@ -821,7 +844,7 @@ impl Port {
     }
 }
 
-/// How long to wait for frames, of which no event tells.
+/// How long to wait for what no event tells of: frames, or that the kernel takes what is in TX or FILL.
 const SHORT: Duration = Duration::from_millis(1);
 /// How long to wait for an event that may be missed.
 const LONG: Duration = Duration::from_millis(100);
@@ -842,22 +865,28 @@ fn serve(lane: &mut Lane, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
     if up { idle(ingress, egress, pool) } else { Ok(()) }
 }
 
-/// What else is to be done in a turn of which `taken` packets were sent on.
+/// What else is to be done where the packets of a turn were sent, of which `taken` came.
 #[inline(always)]
-fn after_forward(
-    ingress: &mut lane::Ingress,
-    egress: &mut lane::Egress,
-    pool: &mut Pool,
-    taken: u32,
-    up: bool,
-) -> Result<()> {
+fn after_sending(egress: &mut lane::Egress, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
     if !up {
         return Ok(());
     }
     if egress.is_unsent() {
         egress.kick()?;
     }
-    if taken != 0 { ingress.wake() } else { idle(ingress, egress, pool) }
+    if taken == 0 && egress.in_flight() != 0 { egress.settle(pool) } else { Ok(()) }
+}
+
+/// What else is to be done where the `taken` packets of a turn came from.
+#[inline(always)]
+fn after_taking(ingress: &mut lane::Ingress, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
+    if !up {
+        return Ok(());
+    }
+    if taken != 0 {
+        return ingress.wake();
+    }
+    if ingress.is_settled() { Ok(()) } else { ingress.settle(pool) }
 }
 
 /// A lane without packets, whose interface is up.
