@@ -227,7 +227,7 @@ impl FillRing {
         // SAFETY: nobody takes entries, as promised.
         while let Some(addr) = unsafe { self.ring.withdraw() } {
             // SAFETY: the entry was pushed by this side and taken by nobody: the chunk is its own.
-            if let Ok(frame) = unsafe { self.facts.frame(addr, self.account.state) } {
+            if let Ok(frame) = unsafe { self.facts.frame::<true>(addr, self.account.state) } {
                 pool.put(frame);
             }
         }
@@ -291,7 +291,7 @@ impl TxRing {
         // SAFETY: nobody takes entries, as promised.
         while let Some(entry) = unsafe { self.ring.withdraw() } {
             // SAFETY: the entry was pushed by this side and taken by nobody: the chunk is its own.
-            if let Ok(frame) = unsafe { self.facts.frame(entry.addr, self.account.state) } {
+            if let Ok(frame) = unsafe { self.facts.frame::<true>(entry.addr, self.account.state) } {
                 pool.put(frame);
             }
         }
@@ -335,12 +335,13 @@ trait Entry: Copy {
     /// Where the chunk is, as the kernel writes it.
     fn addr(self) -> u64;
 
-    /// What an entry from the kernel, had back from the ring of `expect`, stands for.
+    /// What an entry from the kernel, had back from the ring of `expect`, stands for. `LEDGER` is
+    /// `false` where the ledger is known to be off.
     ///
     /// # Safety
     ///
     /// The kernel has just handed it over on a ring of the UMEM of `facts`, which lives.
-    unsafe fn open(self, facts: &Facts, expect: u16) -> Result<Self::Item, Wrong>;
+    unsafe fn open<const LEDGER: bool>(self, facts: &Facts, expect: u16) -> Result<Self::Item, Wrong>;
 
     /// The entry that gives `item` up.
     ///
@@ -360,9 +361,9 @@ impl Entry for u64 {
     }
 
     #[inline(always)]
-    unsafe fn open(self, facts: &Facts, expect: u16) -> Result<Frame, Wrong> {
+    unsafe fn open<const LEDGER: bool>(self, facts: &Facts, expect: u16) -> Result<Frame, Wrong> {
         // SAFETY: as promised by the caller.
-        unsafe { facts.frame(self, expect) }
+        unsafe { facts.frame::<LEDGER>(self, expect) }
     }
 
     #[inline(always)]
@@ -383,9 +384,9 @@ impl Entry for Descriptor {
     }
 
     #[inline(always)]
-    unsafe fn open(self, facts: &Facts, expect: u16) -> Result<Packet, Wrong> {
+    unsafe fn open<const LEDGER: bool>(self, facts: &Facts, expect: u16) -> Result<Packet, Wrong> {
         // SAFETY: as promised by the caller.
-        unsafe { facts.packet(self, expect) }
+        unsafe { facts.packet::<LEDGER>(self, expect) }
     }
 
     #[inline(always)]
@@ -413,7 +414,7 @@ impl<E: Entry> Taken<'_, E> {
         loop {
             let entry = self.entries.next()?;
             // SAFETY: the entry comes from the kernel; the account keeps the UMEM.
-            match unsafe { entry.open(&self.facts, self.account.state) } {
+            match unsafe { entry.open::<true>(&self.facts, self.account.state) } {
                 Ok(item) => return Some(item),
                 Err(wrong) => self.account.refuse(wrong, entry.addr()),
             }
@@ -519,14 +520,14 @@ fn transfer<A: Entry, B: Entry, K: Kept<B::Item>>(
     }
     if facts.is_plainly(&from.facts) && to.room(n) >= n {
         let mut slots = to.reserve(n);
-        let facts = facts.without_ledger();
+        let facts = *facts;
         let done = if n == 1 {
             // A lone packet goes without the loop and its preparations: they are half of its cost.
-            let convert = convert::<A, B, K>(&facts, from.account, &facts, &mut each);
+            let convert = convert::<A, B, K, false>(&facts, from.account, &facts, &mut each);
             // SAFETY: one entry is left, and there is room for it.
             unsafe { ring::transfer_one(&mut from.entries, &mut slots, convert) }
         } else if from.entries.is_piece(n) && slots.is_piece(n) {
-            let convert = convert::<A, B, K>(&facts, from.account, &facts, &mut each);
+            let convert = convert::<A, B, K, false>(&facts, from.account, &facts, &mut each);
             // SAFETY: `n` is what is left, and not 0; there is room for it; both are one piece.
             unsafe { ring::transfer(&mut from.entries, &mut slots, n, convert) }
         } else {
@@ -562,7 +563,7 @@ fn transfer_unusual<A: Entry, B: Entry, K: Kept<B::Item>>(
     let n = from.left();
     while from.left() != 0 {
         let piece = from.left().min(from.piece()).min(to.slots.piece());
-        let convert = convert::<A, B, K>(&source_facts, source, &facts, &mut each);
+        let convert = convert::<A, B, K, true>(&source_facts, source, &facts, &mut each);
         // SAFETY: something is left, for all of which there is room; of that, one piece.
         unsafe { ring::transfer(&mut from, &mut to.slots, piece, convert) };
     }
@@ -570,16 +571,19 @@ fn transfer_unusual<A: Entry, B: Entry, K: Kept<B::Item>>(
 }
 
 /// From entry to entry, by way of `each`.
+///
+/// `LEDGER` is no matter of the facts alone: it keeps the closure of the usual case so small that the
+/// compiler inlines it also where `each` has something to choose.
 #[inline(always)]
 #[allow(unsafe_code)]
-fn convert<A: Entry, B: Entry, K: Kept<B::Item>>(
+fn convert<A: Entry, B: Entry, K: Kept<B::Item>, const LEDGER: bool>(
     source: &Facts,
     account: &Ledgered,
     target: &Facts,
     each: &mut impl FnMut(A::Item) -> K::Made,
 ) -> impl FnMut(A) -> Option<B> {
     // SAFETY: the entry comes from the kernel; the account keeps the UMEM.
-    move |entry| match unsafe { entry.open(source, account.state) } {
+    move |entry| match unsafe { entry.open::<LEDGER>(source, account.state) } {
         // An item of another UMEM is dropped here, and so sent home.
         Ok(item) => K::close(each(item), |item| B::close(item, target).ok()),
         Err(wrong) => {

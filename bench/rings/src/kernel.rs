@@ -3,7 +3,7 @@
 use xsk::abi::{Descriptor, XDP_PACKET_HEADROOM};
 use xsk::ring::{Consumer, Producer};
 
-use crate::{Bench, CHUNK, Layout};
+use crate::{Bench, CHUNK, FarSide, Layout};
 
 /// Bytes of every received packet.
 const LENGTH: u32 = 60;
@@ -34,25 +34,28 @@ impl Kernel {
             }
         }
     }
+}
 
-    /// "Receives" up to `n` packets; returns how many there were frames for.
+impl FarSide for Kernel {
     #[inline(never)]
-    pub fn receive(&mut self, n: u32) -> u32 {
+    fn receive(&mut self, n: u32) -> u32 {
         let mut rx = self.rx.reserve(n);
         let room = rx.room();
-        for addr in self.fill.take(room) {
-            let chunk = addr & !u64::from(CHUNK - 1);
-            let start = u64::from(XDP_PACKET_HEADROOM) + self.layout.stagger(chunk / u64::from(CHUNK));
-            if !rx.push(Descriptor { addr: chunk + start, len: LENGTH, options: 0 }) {
-                break;
+        // Once for the frames that were seen before, and once for those since.
+        while rx.room() != 0 && self.fill.available() != 0 {
+            for addr in self.fill.take(rx.room()) {
+                let chunk = addr & !u64::from(CHUNK - 1);
+                let start = u64::from(XDP_PACKET_HEADROOM) + self.layout.stagger(chunk / u64::from(CHUNK));
+                if !rx.push(Descriptor { addr: chunk + start, len: LENGTH, options: 0 }) {
+                    break;
+                }
             }
         }
         room - rx.room()
     }
 
-    /// "Sends" up to `n` packets; returns how many there were.
     #[inline(never)]
-    pub fn transmit(&mut self, n: u32) -> u32 {
+    fn transmit(&mut self, n: u32) -> u32 {
         let mut completion = self.completion.reserve(n);
         let room = completion.room();
         for descriptor in self.tx.take(room) {

@@ -8,15 +8,20 @@
 //!   works on the same cache lines.
 //! - [`Kernel`] is the far side of the rings.
 //! - [`User`] is the near side, and [`loops`] what it does.
+//! - [`Fake`] is the same kernel with sockets and an interface, as a [`Port`](xsk::Port) needs one;
+//!   [`turns`] are whole turns of programs, over the rings and by `Port`.
 //! - [`measure`] runs a loop and clocks it; [`stats`] makes sense of the figures.
 
+mod fake;
 mod kernel;
 pub mod loops;
 mod memory;
 pub mod stats;
+pub mod turns;
 
 use std::time::{Duration, Instant};
 
+pub use fake::Fake;
 pub use kernel::Kernel;
 pub use loops::User;
 pub use memory::{Bench, Layout, RawRing};
@@ -27,8 +32,18 @@ pub const RING: u32 = 2048;
 pub const FRAMES: u32 = 2048;
 /// Bytes of a chunk.
 pub const CHUNK: u32 = 4096;
-/// Packets that the fake kernel delivers at a time.
-pub const BURST: u32 = 1024;
+/// Packets that the fake kernel delivers at a time. A kernel that sends later has so many frames at
+/// most: with more than a quarter of FILL away, a port would look for others.
+pub const BURST: u32 = RING / 4;
+
+/// The kernel's half, in bursts.
+pub trait FarSide {
+    /// "Receives" up to `n` packets; returns how many there were frames for.
+    fn receive(&mut self, n: u32) -> u32;
+
+    /// "Sends" up to `n` packets; returns how many there were.
+    fn transmit(&mut self, n: u32) -> u32;
+}
 
 /// What a program does with its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +76,7 @@ impl Work {
 ///
 /// When packets get lost.
 pub fn measure(
-    kernel: &mut Kernel,
+    kernel: &mut impl FarSide,
     work: Work,
     packets: u64,
     mut step: impl FnMut() -> u32,

@@ -23,19 +23,19 @@ pub struct User {
 
 /// The first 8 bytes.
 #[inline(always)]
-fn head(packet: &[u8]) -> u64 {
+pub(crate) fn head(packet: &[u8]) -> u64 {
     packet.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
 /// Swaps source and destination address: two words in, two words out.
 #[inline(always)]
-fn swap_macs(packet: &mut [u8]) {
-    if let Some((head, rest)) = packet.split_first_chunk_mut::<8>()
-        && let Some(tail) = rest.first_chunk_mut::<4>()
-    {
-        let (first, last) = (u64::from_le_bytes(*head), u32::from_le_bytes(*tail));
-        *head = (first >> 48 | u64::from(last) << 16 | first << 48).to_le_bytes();
-        *tail = ((first >> 16) as u32).to_le_bytes();
+pub(crate) fn swap_macs(packet: &mut [u8]) {
+    if let Some(addresses) = packet.first_chunk_mut::<12>() {
+        let [a, b, c, d, e, f, g, h, rest @ ..] = *addresses;
+        let (first, last) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes(rest));
+        let (head, tail) = addresses.split_at_mut(8);
+        head.copy_from_slice(&(first >> 48 | u64::from(last) << 16 | first << 48).to_le_bytes());
+        tail.copy_from_slice(&((first >> 16) as u32).to_le_bytes());
     }
 }
 

@@ -5,12 +5,14 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use xsk::abi::Descriptor;
+use xsk::abi::{Descriptor, RingOffset};
+use xsk::kernel::Mapping;
 use xsk::ring::{RingMemory, Slot};
 use xsk::umem::Pair;
+use xsk::umem::Pool;
 use xsk::{CompletionRing, FillRing, RxRing, TxRing, Umem};
 
-use crate::{CHUNK, FRAMES, Kernel, RING, User};
+use crate::{CHUNK, FRAMES, Fake, Kernel, RING, User};
 
 /// Where packets start in their chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,10 @@ const CONSUMER: usize = 128;
 const FLAGS: usize = 196;
 const ENTRIES: usize = 320;
 
+/// The same, as a socket tells it.
+pub(crate) const OFFSETS: RingOffset =
+    RingOffset { producer: 0, consumer: CONSUMER as u64, desc: ENTRIES as u64, flags: FLAGS as u64 };
+
 /// A ring as a program in C sees it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -80,7 +86,7 @@ impl Drop for Block {
     }
 }
 
-fn ring<T: Copy>() -> (RingMemory<T>, RawRing) {
+fn ring<T: Copy>() -> (RingMemory<T>, RawRing, Mapping) {
     let bytes = ENTRIES + RING as usize * size_of::<T>();
     let layout = alloc::Layout::from_size_align(bytes, 4096).expect("a sane size");
     // SAFETY: not of size 0.
@@ -97,8 +103,11 @@ fn ring<T: Copy>() -> (RingMemory<T>, RawRing) {
     let word = |offset| at(offset).cast::<AtomicU32>();
     let slots = at(ENTRIES).cast::<Slot<T>>();
     let owner = Arc::new(Block { base, layout });
+    // SAFETY: the block is so long, and the owner.
+    let mapping = unsafe { Mapping::new(base, bytes, owner.clone()) };
     // SAFETY: fields and slots lie in the block, zeroed and aligned, and the block is the owner.
-    (unsafe { RingMemory::new(word(0), word(CONSUMER), word(FLAGS), slots, RING, owner) }, raw)
+    let memory = unsafe { RingMemory::new(word(0), word(CONSUMER), word(FLAGS), slots, RING, owner) };
+    (memory, raw, mapping)
 }
 
 /// The rings of a socket, from neither side.
@@ -110,13 +119,16 @@ pub(crate) struct Rings {
     pub(crate) completion: RingMemory<u64>,
 }
 
-/// Rings and UMEM. Every run starts with [`user`](Self::user) or [`lend`](Self::lend).
+/// Rings and UMEM. Every run starts with [`user`](Self::user), [`lend`](Self::lend) or
+/// [`interface`](Self::interface).
 #[derive(Debug)]
 pub struct Bench {
     umem: Umem,
     rings: Rings,
     /// FILL, RX, TX, COMPLETION.
     raw: [RawRing; 4],
+    /// In the same order.
+    mappings: [Mapping; 4],
     base: *mut u8,
     layout: Layout,
 }
@@ -145,14 +157,15 @@ impl Bench {
             frames.push(packet.into_frame());
         }
         pool.extend(frames);
-        let (fill, raw_fill) = ring();
-        let (rx, raw_rx) = ring();
-        let (tx, raw_tx) = ring();
-        let (completion, raw_completion) = ring();
+        let (fill, raw_fill, map_fill) = ring();
+        let (rx, raw_rx, map_rx) = ring();
+        let (tx, raw_tx, map_tx) = ring();
+        let (completion, raw_completion, map_completion) = ring();
         Self {
             umem,
             rings: Rings { fill, rx, tx, completion },
             raw: [raw_fill, raw_rx, raw_tx, raw_completion],
+            mappings: [map_fill, map_rx, map_tx, map_completion],
             base,
             layout,
         }
@@ -160,6 +173,15 @@ impl Bench {
 
     pub(crate) fn rings(&self) -> &Rings {
         &self.rings
+    }
+
+    pub(crate) fn mappings(&self) -> &[Mapping; 4] {
+        &self.mappings
+    }
+
+    /// The memory, for sockets of an [`interface`](Self::interface).
+    pub fn umem(&self) -> &Umem {
+        &self.umem
     }
 
     pub(crate) fn layout(&self) -> Layout {
@@ -181,7 +203,34 @@ impl Bench {
         (self.raw, self.base, Kernel::new(self))
     }
 
+    /// A kernel with one interface of one queue, whose socket has these rings; all frames are in the
+    /// UMEM's depot. `at_once` says when it sends, as [`Fake`] has it.
+    pub fn interface(&mut self, at_once: bool) -> Fake {
+        drop(self.reset());
+        Fake::new(self, at_once)
+    }
+
     fn start(&mut self) -> User {
+        let mut pool = self.reset();
+        let Rings { fill, rx, tx, completion } = &self.rings;
+        let pair = Pair::new(&self.umem).expect("the only pair");
+        // SAFETY: fresh rings of this pair; the kernel or the peer to come keeps the protocol.
+        let mut user = unsafe {
+            User {
+                fill: FillRing::over(fill.clone(), &pair),
+                rx: RxRing::over(rx.clone(), &pair),
+                tx: TxRing::over(tx.clone(), &pair),
+                completion: CompletionRing::over(completion.clone(), &pair),
+                sum: 0,
+            }
+        };
+        let filled = user.fill.refill(&mut pool, FRAMES);
+        assert_eq!(filled, FRAMES, "FILL has room for all frames");
+        user
+    }
+
+    /// Empties the rings; the pool has all frames.
+    fn reset(&mut self) -> Pool {
         let Rings { fill, rx, tx, completion } = &self.rings;
         // SAFETY: `&mut self`: the user and the kernel of the run before are not at work. Their
         // typed rings may live on, but then `reclaim` finds them, gives nothing back, and the
@@ -200,19 +249,6 @@ impl Bench {
         let mut pool = self.umem.pool();
         pool.fetch(FRAMES as usize);
         assert_eq!(pool.len(), FRAMES as usize, "a run before this one is not over");
-        let pair = Pair::new(&self.umem).expect("the only pair");
-        // SAFETY: fresh rings of this pair; the kernel or the peer to come keeps the protocol.
-        let mut user = unsafe {
-            User {
-                fill: FillRing::over(fill.clone(), &pair),
-                rx: RxRing::over(rx.clone(), &pair),
-                tx: TxRing::over(tx.clone(), &pair),
-                completion: CompletionRing::over(completion.clone(), &pair),
-                sum: 0,
-            }
-        };
-        let filled = user.fill.refill(&mut pool, FRAMES);
-        assert_eq!(filled, FRAMES, "FILL has room for all frames");
-        user
+        pool
     }
 }

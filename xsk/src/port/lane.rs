@@ -129,18 +129,23 @@ impl Ingress {
     pub(super) fn receive(&mut self, batch: u32, mut each: impl FnMut(&mut Packet)) -> u32 {
         let before = self.fill.pushed();
         let mut bytes = 0;
+        let counted = &mut bytes;
+        // `each` is moved, here and on: then what it counts in is told to nobody, and stays in a
+        // register.
+        //
         // There is room for all, but for a moment in which the kernel has published the packets and
         // not yet the frames that it took for them; the rest waits in RX until then.
-        let taken = self.fill.extend(self.rx.take(batch), |mut packet| {
-            bytes += packet.len() as u64;
+        let taken = self.fill.extend(self.rx.take(batch), move |mut packet| {
+            *counted += packet.len() as u64;
             each(&mut packet);
             packet.into_frame()
         });
         // Less went back than came, where an entry was refused or `each` put another memory's packet
         // in place of its own.
         self.owed += taken - self.fill.pushed().wrapping_sub(before);
-        add(&self.counters.rx_packets, taken.into());
-        add(&self.counters.rx_bytes, bytes);
+        let counters = &*self.counters;
+        add(&counters.rx_packets, taken.into());
+        add(&counters.rx_bytes, bytes);
         taken
     }
 
@@ -265,8 +270,9 @@ impl Egress {
     fn pushed(&mut self, n: u32, bytes: u64) {
         self.in_flight += n;
         self.unsent |= n != 0;
-        add(&self.counters.tx_packets, n.into());
-        add(&self.counters.tx_bytes, bytes);
+        let counters = &*self.counters;
+        add(&counters.tx_packets, n.into());
+        add(&counters.tx_bytes, bytes);
     }
 
     #[inline(always)]
@@ -339,7 +345,7 @@ pub(super) fn forward<O: Outcome>(
         let back = ingress.fill.extend_frames(egress.completion.take(ingress.owed.min(batch)));
         ingress.owed -= back;
         egress.completed(back);
-        if back == 0 || ingress.owed == 0 {
+        if (back == 0 || ingress.owed == 0) && egress.in_flight != 0 {
             // More than FILL is owed.
             egress.reclaim(pool);
         }
@@ -348,8 +354,9 @@ pub(super) fn forward<O: Outcome>(
     let mut bytes = (0, 0);
     let taken = O::carry(&mut egress.tx, ingress.rx.take(batch), pool, &mut bytes, each);
     ingress.owed += taken;
-    add(&ingress.counters.rx_packets, taken.into());
-    add(&ingress.counters.rx_bytes, bytes.0);
+    let counters = &*ingress.counters;
+    add(&counters.rx_packets, taken.into());
+    add(&counters.rx_bytes, bytes.0);
     egress.pushed(egress.tx.pushed().wrapping_sub(before), bytes.1);
     if ingress.is_short() {
         ingress.top_up(pool);

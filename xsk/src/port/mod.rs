@@ -214,15 +214,13 @@ impl Outcome for Packet {
         bytes: &mut (u64, u64),
         mut each: impl FnMut(Packet) -> Self,
     ) -> u32 {
-        let (mut rx, mut sent) = (0, 0);
-        let taken = tx.extend(packets, |packet| {
-            rx += packet.len() as u64;
+        *bytes = (0, 0);
+        tx.extend(packets, move |packet| {
+            bytes.0 += packet.len() as u64;
             let packet = each(packet);
-            sent += packet.len() as u64;
+            bytes.1 += packet.len() as u64;
             packet
-        });
-        *bytes = (rx, sent);
-        taken
+        })
     }
 }
 
@@ -235,24 +233,29 @@ impl Outcome for Action {
         bytes: &mut (u64, u64),
         mut each: impl FnMut(Packet) -> Self,
     ) -> u32 {
-        let (mut rx, mut sent) = (0, 0);
-        let taken = tx.extend_some(packets, |packet| {
-            rx += packet.len() as u64;
+        *bytes = (0, 0);
+        tx.extend_some(packets, move |packet| {
+            bytes.0 += packet.len() as u64;
             match each(packet) {
                 Self::Send(packet) => {
-                    sent += packet.len() as u64;
+                    bytes.1 += packet.len() as u64;
                     Some(packet)
                 }
                 Self::Drop(packet) => {
-                    pool.put(packet);
+                    put(pool, packet);
                     None
                 }
                 Self::Keep => None,
             }
-        });
-        *bytes = (rx, sent);
-        taken
+        })
     }
+}
+
+/// Puts a packet's frame into the pool. It is not inlined, so that what surrounds it is: as a part of a
+/// turn's loop, it would make of every packet a call.
+#[inline(never)]
+fn put(pool: &mut Pool, packet: Packet) {
+    pool.put(packet);
 }
 
 /// Why bytes were not sent.
@@ -359,15 +362,20 @@ impl Port {
     ///
     /// [`Cause::InterfaceGone`], when nothing is left of what arrived before that.
     #[inline]
-    pub fn receive(&mut self, mut each: impl FnMut(&mut Packet)) -> Result<u32> {
+    pub fn receive(&mut self, each: impl FnMut(&mut Packet)) -> Result<u32> {
+        // One queue is a case of its own: with no loop around it, what `each` counts is in registers.
+        if let [lane] = &mut self.lanes[..] {
+            let taken = receive_on(lane, &mut self.pool, &mut self.link, self.batch, each)?;
+            return self.after(taken);
+        }
+        self.receive_on_all(each)
+    }
+
+    #[inline(never)]
+    fn receive_on_all(&mut self, mut each: impl FnMut(&mut Packet)) -> Result<u32> {
         let mut all = 0;
         for lane in &mut self.lanes {
-            let taken = lane.ingress.receive(self.batch, &mut each);
-            all += taken;
-            let quiet = lane.ingress.is_settled() && lane.egress.in_flight() == 0;
-            if !quiet && let Err(error) = serve(lane, &mut self.pool, taken, self.link.is_up()) {
-                self.link.absorb(error)?;
-            }
+            all += receive_on(lane, &mut self.pool, &mut self.link, self.batch, &mut each)?;
         }
         self.after(all)
     }
@@ -381,18 +389,19 @@ impl Port {
     ///
     /// As [`receive`](Self::receive); [`Cause::NeedsProgram`].
     #[inline]
-    pub fn process<O: Outcome>(&mut self, mut each: impl FnMut(Packet) -> O) -> Result<u32> {
+    pub fn process<O: Outcome>(&mut self, each: impl FnMut(Packet) -> O) -> Result<u32> {
+        if let [lane] = &mut self.lanes[..] {
+            let taken = process_on(lane, &mut self.pool, &mut self.link, self.batch, each)?;
+            return self.after(taken);
+        }
+        self.process_on_all(each)
+    }
+
+    #[inline(never)]
+    fn process_on_all<O: Outcome>(&mut self, mut each: impl FnMut(Packet) -> O) -> Result<u32> {
         let mut all = 0;
         for lane in &mut self.lanes {
-            let Lane { ingress, egress } = lane;
-            let taken = lane::forward(ingress, egress, &mut self.pool, self.batch, &mut each);
-            all += taken;
-            let up = self.link.is_up();
-            let done = after_sending(egress, &mut self.pool, taken, up)
-                .and_then(|()| after_taking(ingress, &mut self.pool, taken, up));
-            if let Err(error) = done {
-                self.link.absorb(error)?;
-            }
+            all += process_on(lane, &mut self.pool, &mut self.link, self.batch, &mut each)?;
         }
         self.after(all)
     }
@@ -848,6 +857,42 @@ impl Port {
 const SHORT: Duration = Duration::from_millis(1);
 /// How long to wait for an event that may be missed.
 const LONG: Duration = Duration::from_millis(100);
+
+/// A lane's part of a [`receive`](Port::receive).
+#[inline(always)]
+fn receive_on(
+    lane: &mut Lane,
+    pool: &mut Pool,
+    link: &mut Link,
+    batch: u32,
+    each: impl FnMut(&mut Packet),
+) -> Result<u32> {
+    let taken = lane.ingress.receive(batch, each);
+    let quiet = lane.ingress.is_settled() && lane.egress.in_flight() == 0;
+    if !quiet && let Err(error) = serve(lane, pool, taken, link.is_up()) {
+        link.absorb(error)?;
+    }
+    Ok(taken)
+}
+
+/// A lane's part of a [`process`](Port::process).
+#[inline(always)]
+fn process_on<O: Outcome>(
+    lane: &mut Lane,
+    pool: &mut Pool,
+    link: &mut Link,
+    batch: u32,
+    each: impl FnMut(Packet) -> O,
+) -> Result<u32> {
+    let Lane { ingress, egress } = lane;
+    let taken = lane::forward(ingress, egress, pool, batch, each);
+    let up = link.is_up();
+    let done = after_sending(egress, pool, taken, up).and_then(|()| after_taking(ingress, pool, taken, up));
+    if let Err(error) = done {
+        link.absorb(error)?;
+    }
+    Ok(taken)
+}
 
 /// What else is to be done for a lane in a turn that took `taken` packets without sending them on.
 #[inline(never)]

@@ -193,12 +193,6 @@ impl Facts {
         self.plain == other.base.as_ptr().addr()
     }
 
-    /// The same, for a path on which the ledger is known to be off.
-    #[inline(always)]
-    pub(crate) fn without_ledger(self) -> Self {
-        Self { ledger: Ledger::OFF, ..self }
-    }
-
     /// Where `frame` points, in bytes from the start of this UMEM; `None` for another UMEM's.
     ///
     /// Live UMEMs are disjoint ranges of memory, so the range says whose a frame is. This is the
@@ -226,13 +220,18 @@ impl Facts {
         unsafe { self.ledger.give(self.number(addr), state) };
     }
 
-    /// The packet that a descriptor of RX speaks of, had back from the ring of `expect`.
+    /// The packet that a descriptor of RX speaks of, had back from the ring of `expect`. `LEDGER` is
+    /// `false` where the ledger is known to be off.
     ///
     /// # Safety
     ///
     /// The kernel has just handed this descriptor over on a ring of this UMEM, which lives.
     #[inline(always)]
-    pub(crate) unsafe fn packet(&self, d: Descriptor, expect: u16) -> Result<Packet, Wrong> {
+    pub(crate) unsafe fn packet<const LEDGER: bool>(
+        &self,
+        d: Descriptor,
+        expect: u16,
+    ) -> Result<Packet, Wrong> {
         // In aligned mode an address lies below the size; above it there is nothing to be had. The
         // first and the last byte lie in one chunk when they differ in a chunk's bits alone. An
         // empty packet ends 2^32 - 1 bytes behind its start, and so in no chunk.
@@ -241,7 +240,7 @@ impl Facts {
             return Err(Wrong::Outside);
         }
         // SAFETY: below the size, so a chunk of the UMEM.
-        if !unsafe { self.ledger.take(self.number(d.addr), expect) } {
+        if LEDGER && !unsafe { self.ledger.take(self.number(d.addr), expect) } {
             return Err(Wrong::NotTheirs);
         }
         // SAFETY: inside the UMEM. That nobody else owns the chunk is the kernel's promise, and
@@ -251,18 +250,19 @@ impl Facts {
         Ok(Packet { frame, len: d.len, offset: 0, options: (d.options & XDP_PKT_CONTD) as u16 })
     }
 
-    /// The frame that an address from COMPLETION speaks of, had back from the ring of `expect`.
+    /// The frame that an address from COMPLETION speaks of, had back from the ring of `expect`;
+    /// `LEDGER` as for a packet.
     ///
     /// # Safety
     ///
     /// The kernel has just handed this address over on a ring of this UMEM, which lives.
     #[inline(always)]
-    pub(crate) unsafe fn frame(&self, addr: u64, expect: u16) -> Result<Frame, Wrong> {
+    pub(crate) unsafe fn frame<const LEDGER: bool>(&self, addr: u64, expect: u16) -> Result<Frame, Wrong> {
         if addr >= self.size {
             return Err(Wrong::Outside);
         }
         // SAFETY: below the size, so a chunk of the UMEM.
-        if !unsafe { self.ledger.take(self.number(addr), expect) } {
+        if LEDGER && !unsafe { self.ledger.take(self.number(addr), expect) } {
             return Err(Wrong::NotTheirs);
         }
         // SAFETY: as for a packet.

@@ -1,6 +1,6 @@
-//! Whole programs on a veth pair of their own: `xsk` beside the program in C, in turns.
+//! Whole programs on a veth pair of their own: `xsk`, or one by `Port`, beside the program in C, in turns.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,13 @@ usage: wire [--xsk PATH] [--pairs N] [--seconds S] [--batch N] [SCENARIO...]
 --seconds  length of a run (default 1)
 --batch    packets handled at a time (default 64)
 
-Scenarios (default: all):
+Scenarios (default: all but the last):
   rx-apart     rxdrop, the kernel-side generator on another CPU
   rx-together  rxdrop, the generator on the same CPU
   tx           txonly, into an XDP program that drops at the other end
+  l2fwd        l2fwd by `Port` (the program `port` beside this one), the generator on another CPU and
+               an XDP program that drops what comes back
+  calls        no comparison: the system calls of `port` in a run of l2fwd, as strace counts them
 
 Needs root and two CPUs. Everything happens in network namespaces that are gone afterwards.";
 
@@ -44,21 +47,34 @@ enum Scenario {
     RxApart,
     RxTogether,
     Tx,
+    L2fwd,
+    Calls,
 }
 
 impl Scenario {
-    const ALL: [Self; 3] = [Self::RxApart, Self::RxTogether, Self::Tx];
+    const ALL: [Self; 5] = [Self::RxApart, Self::RxTogether, Self::Tx, Self::L2fwd, Self::Calls];
 
     fn name(self) -> &'static str {
         match self {
             Self::RxApart => "rx-apart",
             Self::RxTogether => "rx-together",
             Self::Tx => "tx",
+            Self::L2fwd => "l2fwd",
+            Self::Calls => "calls",
         }
     }
 
     fn command(self) -> &'static str {
-        if self == Self::Tx { "txonly" } else { "rxdrop" }
+        match self {
+            Self::RxApart | Self::RxTogether => "rxdrop",
+            Self::Tx => "txonly",
+            Self::L2fwd | Self::Calls => "l2fwd",
+        }
+    }
+
+    /// What is compared with C.
+    fn ours(self) -> Program {
+        if self.command() == "l2fwd" { Program::Port } else { Program::Xsk }
     }
 }
 
@@ -79,30 +95,48 @@ fn settings() -> Option<Settings> {
         }
     }
     if settings.scenarios.is_empty() {
-        settings.scenarios = Scenario::ALL.into();
+        settings.scenarios = Scenario::ALL.into_iter().filter(|s| *s != Scenario::Calls).collect();
     }
     Some(settings)
 }
 
 /// Which program runs.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Program {
     Xsk,
+    Port,
     C,
 }
 
-/// Runs a program to its end; packets per second by its own count.
-fn run(program: Program, settings: &Settings, scenario: Scenario, interface: &str) -> Result<f64> {
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Xsk => "xsk",
+            Self::Port => "Port",
+            Self::C => "C",
+        }
+    }
+}
+
+/// Runs a program to its end, under `tracer` if any; what it says at the end.
+fn run(
+    program: Program,
+    settings: &Settings,
+    scenario: Scenario,
+    interface: &str,
+    tracer: &[&OsStr],
+) -> Result<serde_json::Value> {
     let mut command = Command::new("taskset");
-    command.args(["-c", &PROGRAM.to_string()]);
+    command.args(["-c", &PROGRAM.to_string()]).args(tracer);
     match program {
         Program::Xsk => command.arg(&settings.xsk),
+        Program::Port => command.arg(std::env::current_exe()?.with_file_name("port")),
         // One program on the interface: no dispatcher for many, which needs a BPF file system.
         Program::C => command.arg(C_PROGRAM).env("LIBXDP_SKIP_DISPATCHER", "1"),
     };
     command.arg(scenario.command()).args(["-i", interface, "-q", "0"]);
     command.args(["-b", &settings.batch.to_string(), "-d", &settings.seconds.to_string()]);
-    if matches!(program, Program::Xsk) {
+    if program == Program::Xsk {
         command.args(["--copy", "--json", "-n", "0"]);
     }
     command.stdin(Stdio::null());
@@ -120,17 +154,49 @@ fn run(program: Program, settings: &Settings, scenario: Scenario, interface: &st
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().last().unwrap_or_default();
-    let summary: serde_json::Value = serde_json::from_str(line)?;
+    Ok(serde_json::from_str(line)?)
+}
+
+/// Packets per second of a run, by the program's own count.
+fn rate(program: Program, settings: &Settings, scenario: Scenario, interface: &str) -> Result<f64> {
+    let summary = run(program, settings, scenario, interface, &[])?;
     let key = match (program, scenario) {
-        (Program::C, _) => "pps",
+        (Program::C | Program::Port, _) => "pps",
         (Program::Xsk, Scenario::Tx) => "tx_pps",
         (Program::Xsk, _) => "rx_pps",
     };
-    let pps = summary[key].as_f64().ok_or_else(|| format!("no {key} in {line}"))?;
-    if pps == 0.0 {
-        return Err(format!("{command:?}: no packet at all").into());
+    match summary[key].as_f64() {
+        Some(pps) if pps > 0.0 => Ok(pps),
+        _ => Err(format!("no packet at all, or no {key}: {summary}").into()),
     }
-    Ok(pps)
+}
+
+/// Runs the program by `Port` under strace.
+fn count_calls(settings: &Settings, scenario: Scenario, interface: &str) -> Result<()> {
+    let table = std::env::temp_dir().join(format!("xsk-calls-{}", std::process::id()));
+    let options = ["strace", "-f", "-c", "-U", "calls,name", "-o"].map(OsStr::new);
+    let tracer: Vec<&OsStr> = options.into_iter().chain([table.as_os_str()]).collect();
+    let ran = run(Program::Port, settings, scenario, interface, &tracer);
+    let calls = std::fs::read_to_string(&table);
+    // It may never have been made.
+    let _ = std::fs::remove_file(&table);
+    let (summary, calls) = (ran?, calls?);
+    let (mut sends, mut others) = (0u64, 0u64);
+    for line in calls.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(Ok(n)), Some(name)) = (words.next().map(str::parse::<u64>), words.next()) else { continue };
+        match name {
+            "sendto" => sends += n,
+            "total" => {}
+            _ => others += n,
+        }
+    }
+    let number = |key: &str| summary[key].as_u64().ok_or_else(|| format!("no {key}: {summary}"));
+    let (packets, batches) = (number("packets")?, number("batches")?);
+    println!("calls: {packets} packets in {batches} batches");
+    println!("  sendto         {sends}, {:.3} a batch", sends as f64 / batches as f64);
+    println!("  all others     {others}, from start to end");
+    Ok(())
 }
 
 /// Attaches a program that drops everything to the far end, for as long as the value lives.
@@ -161,22 +227,27 @@ fn measure(settings: &Settings, scenario: Scenario) -> Result<()> {
     let bed = Testbed::builder().build()?;
     let interface = bed.a().name.as_str();
     let mut held: (Option<_>, Option<_>) = (None, None);
-    if scenario == Scenario::Tx {
+    if !matches!(scenario, Scenario::RxApart | Scenario::RxTogether) {
         held.0 = Some(drop_at_peer(&bed)?);
-    } else {
+    }
+    if scenario != Scenario::Tx {
         let frame = UdpFrame::new(bed.b(), bed.a()).len(64).number(0).build()?;
-        let cpu = if scenario == Scenario::RxApart { GENERATOR } else { PROGRAM };
+        let cpu = if scenario == Scenario::RxTogether { PROGRAM } else { GENERATOR };
         held.1 = Some(Generator::new(bed.b(), frame)?.on_cpu(cpu).start(Load::endless())?);
     }
+    if scenario == Scenario::Calls {
+        return count_calls(settings, scenario, interface);
+    }
+    let ours = scenario.ours();
     // The first run of each is not counted: it finds everything cold.
-    run(Program::C, settings, scenario, interface)?;
-    run(Program::Xsk, settings, scenario, interface)?;
+    rate(Program::C, settings, scenario, interface)?;
+    rate(ours, settings, scenario, interface)?;
     let mut pps: [Vec<f64>; 3] = Default::default();
     for round in 0..settings.pairs {
         for turn in 0..3 {
             let which = (round + turn) % 3;
-            let program = if which == 1 { Program::Xsk } else { Program::C };
-            pps[which].push(run(program, settings, scenario, interface)?);
+            let program = if which == 1 { ours } else { Program::C };
+            pps[which].push(rate(program, settings, scenario, interface)?);
         }
     }
     if let Some(generator) = held.1 {
@@ -184,11 +255,11 @@ fn measure(settings: &Settings, scenario: Scenario) -> Result<()> {
     }
     let ratios = |which: usize| -> Vec<f64> { pps[which].iter().zip(&pps[0]).map(|(a, b)| a / b).collect() };
     println!("{}: {} runs of each in turns, {} s", scenario.name(), settings.pairs, settings.seconds);
-    for (name, figures) in ["C", "xsk", "C again"].iter().zip(&pps) {
+    for (name, figures) in ["C", ours.name(), "C again"].iter().zip(&pps) {
         let q = quartiles(figures);
         println!("  {name:14} {:9.0} pps [{:.0} {:.0}]", q.mid, q.low, q.high);
     }
-    report("xsk to C", &ratios(1));
+    report(&format!("{} to C", ours.name()), &ratios(1));
     report("C to itself", &ratios(2));
     Ok(())
 }
