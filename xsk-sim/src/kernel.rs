@@ -188,6 +188,10 @@ unsafe impl RawSocket for SimSocket {
         })
     }
 
+    fn is_bound(&self) -> bool {
+        self.with(|state, id| state.sockets[&id].bound_to_running(&state.net) != Err(Errno::NXIO))
+    }
+
     fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno> {
         let mut entries = [PollEntry { fd: self.as_fd(), events, revents: 0 }];
         match self.file.sim.wait(&mut entries, timeout) {

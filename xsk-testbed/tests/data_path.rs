@@ -112,6 +112,11 @@ unsafe impl RawSocket for CountingSocket {
         self.calls.fetch_add(1, Relaxed);
         self.inner.send()
     }
+    fn is_bound(&self) -> bool {
+        self.calls.fetch_add(1, Relaxed);
+        self.inner.is_bound()
+    }
+
     fn receive(&self) -> Result<(), Errno> {
         self.calls.fetch_add(1, Relaxed);
         self.inner.receive()

@@ -301,7 +301,9 @@ fn removal_in_mid_traffic_brings_all_frames_home_and_the_umem_serves_another_dev
             assert!(monitor.statistics().unwrap().total().rx_packets > 1000, "also when the port is gone");
             assert_settled(&umem);
             let census = umem.census();
-            assert_eq!((census.depot, census.retired), (census.total, 0), "{mode:?} {waits}: {census:?}");
+            // All but what was in TX, at most: a kernel may have sent it and not said so.
+            assert_eq!(census.depot + census.retired, census.total, "{mode:?} {waits}: {census:?}");
+            assert!(census.retired <= 2 * RING, "{mode:?} {waits}: {census:?}");
 
             let mut port = open(beside.a(), &umem, mode);
             let socket = PacketSocket::open(beside.b()).unwrap();
@@ -336,7 +338,12 @@ fn a_port_that_never_waits_notices_removal_without_traffic() {
         assert_eq!(port.event(), Some(Event::Removed));
         drop(port);
         let census = umem.census();
-        assert_eq!((census.contradiction(), census.depot), (None, census.total), "{census:?}");
+        assert_eq!(
+            (census.contradiction(), census.depot + census.retired),
+            (None, census.total),
+            "{census:?}"
+        );
+        assert!(census.retired <= 5, "what was in TX stays with the kernel: {census:?}");
     }
 }
 

@@ -678,7 +678,7 @@ fn packets_cross_between_two_interfaces_both_ways_at_once() {
         let Some(bed) = bed(|b| b.queues(2)) else { return };
         let second = Testbed::builder().queues(2).beside(&bed).unwrap();
         let both = [builder(bed.a(), mode), builder(second.a(), mode)];
-        let [mut left, mut right] = PortBuilder::open_each(both).unwrap();
+        let [mut left, mut right] = Port::open_each(both).unwrap();
         let umem = left.umem().clone();
         let monitors = [left.monitor(), right.monitor()];
 

@@ -30,7 +30,8 @@ pub fn open(device: &Device) -> xsk::Result<Port> {
 /// Turns a packet into its answer: addresses and ports change places, so the IP checksum stays right.
 pub fn answer(mut packet: Packet) -> Action {
     // Steering lets no packet through that ends before its UDP ports.
-    let ip = if packet[12..14] == [0x81, 0x00] { 18 } else { 14 }; // behind a VLAN tag
+    let is_tagged = matches!(packet[12..14], [0x81, 0x00] | [0x88, 0xa8]); // with a VLAN
+    let ip = if is_tagged { 18 } else { 14 };
     let is_ipv4 = packet[ip] >> 4 == 4;
     let udp = ip + if is_ipv4 { 4 * usize::from(packet[ip] & 15) } else { 40 };
     // Who is itself an echo server would answer the answer, for ever; a group is not answered.

@@ -301,6 +301,12 @@ pub enum Cause {
         /// Queues that the interface has.
         queues: u32,
     },
+    /// The interface has no transmit queue of that number.
+    #[error("the interface receives on queue {queue}, and has no such queue to send")]
+    NoTxQueue {
+        /// The queue.
+        queue: u32,
+    },
     /// No queue was named.
     #[error("no queue was named")]
     NoQueues,
@@ -596,6 +602,9 @@ impl Cause {
                 "A queue has one UMEM at a time. It stays busy while a ring of the other socket is \
                  mapped anywhere, and for some milliseconds after that."
             }
+            Self::NoTxQueue { .. } => {
+                "A socket sends on the transmit queue of its number; without one the kernel takes packets and never sends them."
+            }
             Self::NoQueues => "A port has at least one queue.",
             Self::OtherMemory => "A packet is sent from the memory that it was received into.",
             Self::QueueTaken => {
@@ -730,6 +739,9 @@ impl Cause {
                 if *queues > 1 { format!(" to {}", queues - 1) } else { String::new() }
             ),
             Self::QueueBusy { holders, .. } => busy_remedy(holders),
+            Self::NoTxQueue { .. } => {
+                "send by another queue, or give the interface as many transmit queues: ethtool -L INTERFACE tx N".into()
+            }
             Self::NoQueues => "name a queue, or take all".into(),
             Self::OtherMemory => {
                 "open both ports on one UMEM: Port::open_each, or PortBuilder::umem".into()

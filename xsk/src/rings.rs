@@ -130,6 +130,12 @@ impl RxRing {
         self.ring.available()
     }
 
+    /// Entries that were ever taken, modulo 2^32.
+    #[inline(always)]
+    pub(crate) fn taken(&self) -> u32 {
+        self.ring.index()
+    }
+
     /// Takes up to `n` packets of those [`available`](Self::available). Those that the guard does not
     /// yield stay in the ring.
     #[inline(always)]
@@ -147,6 +153,12 @@ impl CompletionRing {
     #[inline(always)]
     pub fn available(&mut self) -> u32 {
         self.ring.available()
+    }
+
+    /// Entries that were ever taken, modulo 2^32.
+    #[inline(always)]
+    pub(crate) fn taken(&self) -> u32 {
+        self.ring.index()
     }
 
     /// Takes up to `n` sent frames of those [`available`](Self::available). Those that the guard
@@ -279,22 +291,6 @@ impl TxRing {
     #[inline(always)]
     pub fn needs_wakeup(&self) -> bool {
         self.ring.needs_wakeup()
-    }
-
-    /// Takes all packets' frames back into `pool`.
-    ///
-    /// # Safety
-    ///
-    /// The kernel is not at work on the ring: its socket was taken off its interface.
-    #[allow(unsafe_code)]
-    pub(crate) unsafe fn withdraw_into(&mut self, pool: &mut Pool) {
-        // SAFETY: nobody takes entries, as promised.
-        while let Some(entry) = unsafe { self.ring.withdraw() } {
-            // SAFETY: the entry was pushed by this side and taken by nobody: the chunk is its own.
-            if let Ok(frame) = unsafe { self.facts.frame::<true>(entry.addr, self.account.state) } {
-                pool.put(frame);
-            }
-        }
     }
 
     /// Packets published and not yet taken by the kernel.

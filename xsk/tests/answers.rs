@@ -111,6 +111,10 @@ unsafe impl RawSocket for FaultySocket {
         self.inner.send()
     }
 
+    fn is_bound(&self) -> bool {
+        self.inner.is_bound()
+    }
+
     fn receive(&self) -> Result<(), Errno> {
         self.inner.receive()
     }

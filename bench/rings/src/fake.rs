@@ -159,6 +159,10 @@ unsafe impl RawSocket for Socket {
         Ok(())
     }
 
+    fn is_bound(&self) -> bool {
+        true
+    }
+
     fn receive(&self) -> Result<(), Errno> {
         Ok(())
     }

@@ -699,6 +699,10 @@ unsafe impl RawSocket for Socket {
         })
     }
 
+    fn is_bound(&self) -> bool {
+        self.0.raw.is_bound()
+    }
+
     fn receive(&self) -> Result<(), Errno> {
         let shared = &*self.0;
         shared.differences.call(Call::Receive, Some(()), || {

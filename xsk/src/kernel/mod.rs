@@ -184,6 +184,10 @@ pub unsafe trait RawSocket: AsFd + Send + Sync + Debug {
     /// `recvfrom` with `MSG_DONTWAIT` and no payload: have the driver look at FILL.
     fn receive(&self) -> Result<(), Errno>;
 
+    /// Whether the socket is bound to an interface that is there; it is not taken for bound when the
+    /// kernel has begun to take it off.
+    fn is_bound(&self) -> bool;
+
     /// `poll` on this socket alone. `None` waits for ever. Returns `revents`.
     ///
     /// Linux says nothing of a socket whose interface goes away or is switched off during the

@@ -1,6 +1,6 @@
 //! Opens a port: sockets on its queues, a UMEM if it is not given one, and the program.
 
-use core::ops::{Bound, RangeBounds};
+use core::ops::{Range, RangeFrom, RangeInclusive};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -23,28 +23,25 @@ pub enum Queues {
     All,
     /// These.
     Some(Vec<u32>),
+    /// From this one to the last.
+    From(u32),
 }
 
-impl Queues {
-    /// A range of queues, such as `0..4`. An open end is the last queue that there could be.
-    pub fn range(range: impl RangeBounds<u32>) -> Self {
-        let start = match range.start_bound() {
-            Bound::Included(&first) => first,
-            Bound::Excluded(&before) => before.saturating_add(1),
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(&last) => last.saturating_add(1),
-            Bound::Excluded(&end) => end,
-            Bound::Unbounded => 1 << 16,
-        };
-        Self::Some((start..end).collect())
+impl From<Range<u32>> for Queues {
+    fn from(queues: Range<u32>) -> Self {
+        Self::Some(queues.collect())
     }
 }
 
-impl From<u32> for Queues {
-    fn from(queue: u32) -> Self {
-        Self::Some(vec![queue])
+impl From<RangeInclusive<u32>> for Queues {
+    fn from(queues: RangeInclusive<u32>) -> Self {
+        Self::Some(queues.collect())
+    }
+}
+
+impl From<RangeFrom<u32>> for Queues {
+    fn from(queues: RangeFrom<u32>) -> Self {
+        Self::From(queues.start)
     }
 }
 
@@ -108,10 +105,15 @@ impl PortBuilder {
         }
     }
 
-    /// Which queues (default all): `[0, 3]`, `2`, or [`Queues::range`].
+    /// Which queues (default all): `[0, 3]`, `0..4`, `2..`, or [`Queues`].
     pub fn queues(mut self, queues: impl Into<Queues>) -> Self {
         self.queues = queues.into();
         self
+    }
+
+    /// One queue.
+    pub fn queue(self, queue: u32) -> Self {
+        self.queues([queue])
     }
 
     /// Memory that is there already, as of [another port](Port::umem), between whose queues packets
@@ -141,8 +143,8 @@ impl PortBuilder {
     }
 
     /// Receives nothing: attaches no program, and keeps all frames for sending. This needs
-    /// `CAP_NET_RAW` alone. Some drivers want a program to send in zero copy: then use
-    /// [`steering`](Self::steering) after this.
+    /// `CAP_NET_RAW` alone. Some drivers want a program to send in zero copy: with
+    /// [`steering`](Self::steering) after this there is one, which leaves all packets to Linux.
     pub fn send_only(mut self) -> Self {
         self.how.receives = false;
         self.no_program()
@@ -239,6 +241,8 @@ impl PortBuilder {
         let mut queues = match &self.queues {
             Queues::All => (0..has).collect(),
             Queues::Some(queues) => queues.clone(),
+            Queues::From(first) if *first >= has => vec![*first],
+            Queues::From(first) => (*first..has).collect(),
         };
         queues.sort_unstable();
         queues.dedup();
@@ -279,19 +283,27 @@ impl PortBuilder {
         let mut pool = umem.pool();
         pool.fetch(queues.len() * self.how.share() as usize);
         let mut lanes = Vec::with_capacity(queues.len());
-        for &queue in &queues {
-            lanes.push(self.how.open(&self.device, queue, &umem, &mut pool)?);
-        }
-        let program = match &self.steering {
-            Some(steering) => Some(DefaultProgram::attach_with(&self.device, steering, self.attach)?),
-            None => None,
+        let tx_queues = before.tx_queues();
+        let attached = self.how.open_all(&self.device, &queues, tx_queues, &umem, &mut pool, &mut lanes);
+        let attached = attached.and_then(|()| match &self.steering {
+            Some(steering) => DefaultProgram::attach_with(&self.device, steering, self.attach).map(Some),
+            None => Ok(None),
+        });
+        let program = match attached {
+            Ok(program) => program,
+            Err(error) => {
+                // The frames are the caller's again.
+                lanes.into_iter().for_each(|lane| lane.undo_into(&mut pool));
+                return Err(error);
+            }
         };
-        if let Some(program) = &program {
+        // A socket without frames would swallow what arrives.
+        if let Some(program) = program.as_ref().filter(|_| self.how.receives) {
             for lane in &lanes {
                 program.insert(lane.socket())?;
             }
         }
-        let mut link = Link::watch(&self.device)?;
+        let mut link = Link::watch(&self.device, lanes.first().map(Lane::socket))?;
         link.wait_for_reset(State::of(&before), self.link_patience);
         let monitor = Monitor::new();
         for lane in &lanes {
@@ -357,9 +369,39 @@ impl How {
         self.share() - self.full()
     }
 
-    /// Opens a queue's socket.
-    pub(super) fn open(&self, device: &Device, queue: u32, umem: &Umem, pool: &mut Pool) -> Result<Lane> {
-        let full = self.full();
+    /// Opens the sockets of all queues.
+    fn open_all(
+        &self,
+        device: &Device,
+        queues: &[u32],
+        tx_queues: u32,
+        umem: &Umem,
+        pool: &mut Pool,
+        lanes: &mut Vec<Lane>,
+    ) -> Result<()> {
+        for &queue in queues {
+            lanes.push(self.open(device, queue, tx_queues, self.full(), umem, pool)?);
+        }
+        Ok(())
+    }
+
+    /// Frames for FILL of one of `queues` that are opened later, where a pool has `frames`: half of
+    /// them are left to send. `None` where that is too few to be of use.
+    pub(super) fn later(&self, frames: usize, queues: usize) -> Option<u32> {
+        let full = self.full().min((frames / (2 * queues)) as u32);
+        (full >= (self.full() / 4).min(self.batch)).then_some(full)
+    }
+
+    /// Opens a queue's socket, with `full` frames in FILL.
+    pub(super) fn open(
+        &self,
+        device: &Device,
+        queue: u32,
+        tx_queues: u32,
+        full: u32,
+        umem: &Umem,
+        pool: &mut Pool,
+    ) -> Result<Lane> {
         let had = pool.len();
         let xsk = Socket::builder(device)
             .queue(queue)
@@ -374,6 +416,6 @@ impl How {
         // told, and what is left goes with the next call.
         let _ = xsk.socket.set_tx_budget(self.batch.clamp(TX_BATCH_SIZE, self.ring.max(TX_BATCH_SIZE)));
         let filled = (had - pool.len()) as u32;
-        Ok(Lane::new(xsk, full, filled))
+        Ok(Lane::new(xsk, full, filled, tx_queues))
     }
 }

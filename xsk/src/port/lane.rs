@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Outcome;
-use crate::error::Result;
+use crate::error::{Cause, Doing, Error, Result};
 use crate::rings::{CompletionRing, FillRing, RxRing, TxRing};
 use crate::socket::{RxTx, Sent, Socket, Statistics};
 use crate::umem::{Packet, Pool};
@@ -40,8 +40,12 @@ pub(super) struct Ingress {
     socket: Socket,
     fill: FillRing,
     rx: RxRing,
-    /// Frames that FILL should be given.
-    owed: u32,
+    /// Frames that the lane should have, in FILL, with the kernel, and in RX.
+    full: u32,
+    /// What had been pushed into FILL, less what had been taken from RX, when it had none.
+    empty: u32,
+    /// The last turn was to send packets on, and TX had no room.
+    blocked: bool,
     zero_copy: bool,
     counters: Arc<Counters>,
 }
@@ -52,10 +56,14 @@ pub(super) struct Egress {
     socket: Socket,
     tx: TxRing,
     completion: CompletionRing,
-    /// Packets given to TX whose frames are not back.
-    in_flight: u32,
-    /// Something is in TX that the kernel has not been told of, or has left there.
-    unsent: bool,
+    /// What had been pushed into TX, less what had been taken from COMPLETION, when nothing was on
+    /// its way.
+    idle: u32,
+    /// What was pushed into TX, as the kernel was told last. Anything else where it has to be told
+    /// again.
+    told: u32,
+    /// The interface has no such transmit queue: the kernel would take packets and never send them.
+    mute: bool,
     zero_copy: bool,
     counters: Arc<Counters>,
 }
@@ -68,20 +76,32 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// A lane over a socket whose FILL was given `filled` frames; it should have `full`.
-    pub(super) fn new(xsk: RxTx, full: u32, filled: u32) -> Self {
+    /// A lane over a socket whose FILL was given `filled` frames; it should have `full`. The interface
+    /// has `tx_queues`.
+    pub(super) fn new(xsk: RxTx, full: u32, filled: u32, tx_queues: u32) -> Self {
         let RxTx { socket, fill, rx, tx, completion } = xsk;
         let zero_copy = socket.is_zero_copy();
         let counters = Arc::<Counters>::default();
         let ingress = Ingress {
             socket: socket.clone(),
+            full,
+            empty: fill.pushed().wrapping_sub(rx.taken()).wrapping_sub(filled),
+            blocked: false,
             fill,
             rx,
-            owed: full.saturating_sub(filled),
             zero_copy,
             counters: counters.clone(),
         };
-        let egress = Egress { socket, tx, completion, in_flight: 0, unsent: false, zero_copy, counters };
+        let egress = Egress {
+            idle: tx.pushed().wrapping_sub(completion.taken()),
+            told: tx.pushed(),
+            mute: socket.queue() >= tx_queues,
+            socket,
+            tx,
+            completion,
+            zero_copy,
+            counters,
+        };
         Self { ingress, egress }
     }
 
@@ -94,9 +114,9 @@ impl Lane {
     }
 
     /// Takes what can be had out of the rings before they are closed: a socket that is closed keeps
-    /// what is in them. `unbound` says that the socket's interface is gone.
+    /// what is in them.
     #[allow(unsafe_code)]
-    pub(super) fn empty_into(&mut self, pool: &mut Pool, unbound: bool) {
+    pub(super) fn empty_into(&mut self, pool: &mut Pool) {
         let Self { ingress, egress } = self;
         egress.reclaim(pool);
         while ingress.rx.available() != 0 {
@@ -104,16 +124,29 @@ impl Lane {
                 pool.put(packet);
             }
         }
-        if unbound {
+        if ingress.socket.is_off() {
             // SAFETY: the kernel took the socket off its interface, for good, and with that it
-            // ended all work on the rings.
-            unsafe {
-                ingress.fill.withdraw_into(pool);
-                egress.tx.withdraw_into(pool);
-            }
+            // ended all work on the rings. What it had taken of FILL, and not yet said so, it gives
+            // back by no other ring: it says so before it publishes in RX.
+            //
+            // TX stays as it is: kernels before 6.17 complete packets that they have not said to have
+            // taken.
+            unsafe { ingress.fill.withdraw_into(pool) };
         }
         let statistics = ingress.socket.statistics().ok();
         *ingress.counters.closed.lock().unwrap_or_else(PoisonError::into_inner) = statistics;
+    }
+
+    /// As [`empty_into`](Self::empty_into), for a socket to which no packet ever went, because it was in
+    /// no map.
+    #[allow(unsafe_code)]
+    pub(super) fn undo_into(mut self, pool: &mut Pool) {
+        self.empty_into(pool);
+        if !self.ingress.zero_copy {
+            // SAFETY: in copy mode the kernel looks at FILL for a packet that goes to the socket, and
+            // never before.
+            unsafe { self.ingress.fill.withdraw_into(pool) };
+        }
     }
 }
 
@@ -127,7 +160,6 @@ impl Ingress {
     /// Shows up to `batch` packets to `each`; their frames go straight back to FILL.
     #[inline(always)]
     pub(super) fn receive(&mut self, batch: u32, mut each: impl FnMut(&mut Packet)) -> u32 {
-        let before = self.fill.pushed();
         let mut bytes = 0;
         let counted = &mut bytes;
         // `each` is moved, here and on: then what it counts in is told to nobody, and stays in a
@@ -140,53 +172,68 @@ impl Ingress {
             each(&mut packet);
             packet.into_frame()
         });
-        // Less went back than came, where an entry was refused or `each` put another memory's packet
-        // in place of its own.
-        self.owed += taken - self.fill.pushed().wrapping_sub(before);
+        self.blocked = false;
         let counters = &*self.counters;
         add(&counters.rx_packets, taken.into());
         add(&counters.rx_bytes, bytes);
         taken
     }
 
+    /// Whether the last turn was to send packets on, and had no room in TX for any.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Frames that FILL should be given. Derived from the rings, so that it is true whatever became of
+    /// a batch: entries refused, another memory's packet put in a packet's place, a panic.
+    #[inline(always)]
+    fn owed(&self) -> u32 {
+        let has = self.fill.pushed().wrapping_sub(self.rx.taken()).wrapping_sub(self.empty);
+        self.full.saturating_sub(has)
+    }
+
     /// Whether FILL has much less than it should.
     #[inline(always)]
     pub(super) fn is_short(&self) -> bool {
-        self.owed > self.fill.size() / 4
+        self.owed() > self.full / 4
     }
 
     /// Whether FILL has so little that packets may be lost for want of frames.
     pub(super) fn is_starving(&self) -> bool {
-        self.owed > self.fill.size() / 4 * 3
+        self.owed() > self.full / 4 * 3
     }
 
     /// Whether FILL holds all frames of the lane, so that a zero-copy driver has none to receive into:
     /// it is about to take some, or falls asleep just now and missed that there are any.
     pub(super) fn is_unattended(&mut self) -> bool {
-        self.zero_copy && self.owed < self.fill.size() && self.fill.room() == self.owed
+        let missing = self.fill.size() - self.full;
+        self.zero_copy
+            && self.owed() < self.full
+            && self.fill.room() - missing.min(self.fill.room()) == self.owed()
     }
 
     /// Gives FILL what it is owed, as far as the pool and the depot have it.
     #[inline(never)]
     pub(super) fn top_up(&mut self, pool: &mut Pool) {
-        let lacking = (self.owed as usize).saturating_sub(pool.len());
+        let owed = self.owed();
+        let lacking = (owed as usize).saturating_sub(pool.len());
         if lacking != 0 {
             pool.fetch(lacking);
         }
-        self.owed -= self.fill.refill(pool, self.owed);
+        self.fill.refill(pool, owed);
     }
 
     /// Whether [`settle`](Self::settle) has something to do.
     #[inline(always)]
     pub(super) fn is_settled(&self) -> bool {
-        self.owed == 0 && !self.zero_copy
+        self.owed() == 0 && !self.zero_copy
     }
 
     /// With nothing to receive: fills FILL, and wakes the driver if it waits for that.
     ///
     /// In copy mode nobody waits for FILL: the kernel looks at it for every packet.
     pub(super) fn settle(&mut self, pool: &mut Pool) -> Result<()> {
-        if self.owed != 0 {
+        if self.owed() != 0 {
             self.top_up(pool);
         }
         self.wake()
@@ -203,29 +250,45 @@ impl Egress {
     /// Packets given to TX whose frames are not back.
     #[inline(always)]
     pub(super) fn in_flight(&self) -> u32 {
-        self.in_flight
+        self.tx.pushed().wrapping_sub(self.completion.taken()).wrapping_sub(self.idle)
     }
 
     /// Whether the kernel must be told of something in TX.
     #[inline(always)]
     pub(super) fn is_unsent(&self) -> bool {
-        self.unsent
+        self.told != self.tx.pushed()
+    }
+
+    /// Whether the kernel has to be asked whether it must be woken.
+    #[inline(always)]
+    pub(super) fn is_to_be_told(&self) -> bool {
+        self.is_unsent() || (self.zero_copy && self.in_flight() != 0)
     }
 
     /// Packets that TX has room for.
     #[inline(always)]
     pub(super) fn room(&mut self) -> u32 {
-        self.tx.room()
+        if self.mute { 0 } else { self.tx.room() }
+    }
+
+    /// Whether the interface has a transmit queue for this.
+    pub(super) fn is_mute(&self) -> bool {
+        self.mute
     }
 
     /// What is in TX is told to the kernel once more: its interface is back.
     pub(super) fn tell_again(&mut self) {
-        self.unsent |= self.in_flight != 0;
+        if self.in_flight() != 0 {
+            self.told = self.tx.pushed().wrapping_sub(1);
+        }
     }
 
     /// Puts one packet into TX.
     #[inline]
     pub(super) fn push(&mut self, packet: Packet) -> core::result::Result<(), crate::PushError<Packet>> {
+        if self.mute {
+            return Err(crate::PushError::Full(packet));
+        }
         let bytes = packet.len() as u64;
         self.tx.reserve(1).push(packet)?;
         self.pushed(1, bytes);
@@ -268,8 +331,6 @@ impl Egress {
 
     #[inline(always)]
     fn pushed(&mut self, n: u32, bytes: u64) {
-        self.in_flight += n;
-        self.unsent |= n != 0;
         let counters = &*self.counters;
         add(&counters.tx_packets, n.into());
         add(&counters.tx_bytes, bytes);
@@ -277,8 +338,6 @@ impl Egress {
 
     #[inline(always)]
     fn completed(&mut self, n: u32) {
-        // A broken kernel may give back more than it was given.
-        self.in_flight = self.in_flight.saturating_sub(n);
         add(&self.counters.tx_completed, n.into());
     }
 
@@ -298,9 +357,13 @@ impl Egress {
     /// call is what transmits.
     #[inline]
     pub(super) fn kick(&mut self) -> Result<()> {
+        if self.mute {
+            return self.no_queue();
+        }
+        let pushed = self.tx.pushed();
         if self.zero_copy && !self.tx.needs_wakeup() {
             // The driver is awake, or falls asleep just now: whoever finds nothing to do asks again.
-            self.unsent = false;
+            self.told = pushed;
             return Ok(());
         }
         let sent = self.socket.send()?;
@@ -308,14 +371,22 @@ impl Egress {
             add(&self.counters.tx_dropped, 1);
         }
         // In copy mode the kernel stops early, with a word or without, and must be told again.
-        self.unsent = !self.zero_copy && self.tx.pending() != 0;
+        let all = self.zero_copy || (sent != Sent::Again && self.tx.pending() == 0);
+        self.told = if all { pushed } else { pushed.wrapping_sub(1) };
         Ok(())
+    }
+
+    #[cold]
+    fn no_queue(&self) -> Result<()> {
+        let queue = self.socket.queue();
+        let doing = Doing::Send { interface: self.socket.device().name().into(), queue };
+        Err(Error::new(doing, Cause::NoTxQueue { queue }))
     }
 
     /// With nothing else to do: has the kernel look again where it must, and takes frames back.
     pub(super) fn settle(&mut self, pool: &mut Pool) -> Result<()> {
         self.reclaim(pool);
-        if self.unsent || (self.zero_copy && self.in_flight != 0) { self.kick() } else { Ok(()) }
+        if self.is_to_be_told() { self.kick() } else { Ok(()) }
     }
 
     /// [`settle`](Self::settle), until the kernel has taken all that it takes now: in copy mode a call
@@ -324,7 +395,7 @@ impl Egress {
         loop {
             let before = self.tx.pending();
             self.settle(pool)?;
-            if !self.unsent || self.tx.pending() >= before {
+            if !self.is_unsent() || self.tx.pending() >= before {
                 return Ok(());
             }
         }
@@ -341,11 +412,11 @@ pub(super) fn forward<O: Outcome>(
     batch: u32,
     each: impl FnMut(Packet) -> O,
 ) -> u32 {
-    if egress.in_flight != 0 {
-        let back = ingress.fill.extend_frames(egress.completion.take(ingress.owed.min(batch)));
-        ingress.owed -= back;
+    if egress.in_flight() != 0 {
+        let owed = ingress.owed();
+        let back = ingress.fill.extend_frames(egress.completion.take(owed.min(batch)));
         egress.completed(back);
-        if (back == 0 || ingress.owed == 0) && egress.in_flight != 0 {
+        if (back == 0 || back == owed) && egress.in_flight() != 0 {
             // More than FILL is owed.
             egress.reclaim(pool);
         }
@@ -353,11 +424,11 @@ pub(super) fn forward<O: Outcome>(
     let before = egress.tx.pushed();
     let mut bytes = (0, 0);
     let taken = O::carry(&mut egress.tx, ingress.rx.take(batch), pool, &mut bytes, each);
-    ingress.owed += taken;
     let counters = &*ingress.counters;
     add(&counters.rx_packets, taken.into());
     add(&counters.rx_bytes, bytes.0);
     egress.pushed(egress.tx.pushed().wrapping_sub(before), bytes.1);
+    ingress.blocked = taken == 0 && egress.tx.room() == 0;
     if ingress.is_short() {
         ingress.top_up(pool);
     }

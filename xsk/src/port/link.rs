@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Cause, Doing, Error, Result, general};
 use crate::kernel::{POLLIN, PollEntry, Watch};
+use crate::socket::Socket;
 
 /// Something that happened to a port's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +66,13 @@ pub(super) struct Link {
     watch: Box<dyn Watch>,
     state: State,
     gone: bool,
+    /// A socket of the port. The kernel takes it off an interface that goes, whatever the namespace of
+    /// the thread that asks.
+    socket: Option<Socket>,
+    /// What the port has not heard of yet.
+    news: News,
+    /// The last change could not be read.
+    stale: bool,
     events: VecDeque<Event>,
     /// Turns without a packet, since somebody last looked.
     idle: u32,
@@ -87,7 +95,7 @@ const IDLE_TURNS: u32 = 1 << 16;
 const MAX_EVENTS: usize = 64;
 
 impl Link {
-    pub(super) fn watch(device: &Device) -> Result<Self> {
+    pub(super) fn watch(device: &Device, socket: Option<&Socket>) -> Result<Self> {
         let watching = || Doing::ReadDevice { name: device.name().into() };
         let watch = device.kernel().watch(device.index()).map_err(|errno| {
             let cause = match errno {
@@ -97,7 +105,17 @@ impl Link {
             Error::with_errno(watching(), cause, errno)
         })?;
         let state = State::of(&device.info()?);
-        Ok(Self { device: device.clone(), watch, state, gone: false, events: VecDeque::new(), idle: 0 })
+        Ok(Self {
+            device: device.clone(),
+            watch,
+            state,
+            gone: false,
+            socket: socket.cloned(),
+            news: News::default(),
+            stale: false,
+            events: VecDeque::new(),
+            idle: 0,
+        })
     }
 
     pub(super) fn watched(&self) -> PollEntry<'_> {
@@ -141,30 +159,34 @@ impl Link {
     /// Looks whether something happened.
     pub(super) fn look(&mut self) -> News {
         self.idle = 0;
-        if self.gone || !self.watch.take() { News::default() } else { self.read() }
+        if !self.gone && (self.watch.take() || self.stale) {
+            self.read();
+        }
+        core::mem::take(&mut self.news)
     }
 
     /// Finds out what happened.
-    pub(super) fn read(&mut self) -> News {
+    fn read(&mut self) {
         if self.gone {
-            return News::default();
+            return;
         }
+        self.stale = false;
         let now = match self.device.info() {
             Ok(info) => State::of(&info),
-            Err(error) if *error.cause() == Cause::InterfaceGone => {
-                self.lose();
-                return News { any: true, ..News::default() };
+            Err(error) if *error.cause() == Cause::InterfaceGone && !self.is_bound() => return self.lose(),
+            // Nothing is known; the next look asks again.
+            Err(_) => {
+                self.stale = true;
+                return;
             }
-            // Nothing is known, and nothing follows from it; the next change is told again.
-            Err(_) => return News::default(),
         };
         let was = core::mem::replace(&mut self.state, now);
-        let mut news = News { any: now != was, ..News::default() };
+        self.news.any |= now != was;
         match (was.up, now.up) {
             (true, false) => self.tell(Event::Down),
             (false, true) => {
                 self.tell(Event::Up);
-                news.back = true;
+                self.news.back = true;
             }
             _ => {}
         }
@@ -174,19 +196,25 @@ impl Link {
             (true, false) => self.tell(Event::LinkLost),
             (false, true) if now.up => {
                 self.tell(Event::LinkBack);
-                news.back = true;
+                self.news.back = true;
             }
             _ => {}
         }
         if was.queues != now.queues {
-            news.queues = Some((was.queues, now.queues));
+            let first = self.news.queues.map_or(was.queues, |(first, _)| first);
+            self.news.queues = Some((first, now.queues));
         }
-        news
+    }
+
+    /// Whether the kernel still has the port's socket on its interface.
+    fn is_bound(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.raw().is_bound())
     }
 
     fn lose(&mut self) {
         self.gone = true;
         self.state.up = false;
+        self.news.any = true;
         self.tell(Event::Removed);
     }
 
@@ -226,12 +254,13 @@ impl Link {
     pub(super) fn absorb(&mut self, error: Error) -> Result<()> {
         match error.cause() {
             Cause::InterfaceDown => {
+                // It may be up again by now.
                 self.read();
-                // It may be up again by now, or in another namespace than this thread.
                 Ok(())
             }
             Cause::InterfaceGone => {
-                if !self.gone {
+                // Drivers say so as well while they have no program or no pool for a moment.
+                if !self.gone && !self.is_bound() {
                     self.lose();
                 }
                 Ok(())

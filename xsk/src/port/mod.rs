@@ -355,6 +355,15 @@ impl Port {
         self.link.next()
     }
 
+    /// The descriptor by which the port hears of its interface, readable when [`event`](Self::event)
+    /// has news: for a program's own `poll` or reactor, beside those of its [`sockets`](Self::sockets).
+    ///
+    /// A reactor that is built on `epoll` wakes no driver: before it sleeps, a
+    /// [`wait`](Self::wait) with a timeout of zero does what is to be done.
+    pub fn link_fd(&self) -> BorrowedFd<'_> {
+        self.link.watched().fd
+    }
+
     /// One turn: shows the packets that arrived to `each`; their frames are used again. Returns how
     /// many there were.
     ///
@@ -391,7 +400,8 @@ impl Port {
     #[inline]
     pub fn process<O: Outcome>(&mut self, each: impl FnMut(Packet) -> O) -> Result<u32> {
         if let [lane] = &mut self.lanes[..] {
-            let taken = process_on(lane, &mut self.pool, &mut self.link, self.batch, each)?;
+            let Lane { ingress, egress } = lane;
+            let taken = process_on(ingress, egress, &mut self.pool, &mut self.link, self.batch, each)?;
             return self.after(taken);
         }
         self.process_on_all(each)
@@ -400,8 +410,18 @@ impl Port {
     #[inline(never)]
     fn process_on_all<O: Outcome>(&mut self, mut each: impl FnMut(Packet) -> O) -> Result<u32> {
         let mut all = 0;
-        for lane in &mut self.lanes {
-            all += process_on(lane, &mut self.pool, &mut self.link, self.batch, &mut each)?;
+        let senders = self.senders();
+        for place in 0..self.lanes.len() {
+            // Queues that only receive are behind those that send as well, and share their sockets.
+            let (before, rest) = self.lanes.split_at_mut(place);
+            let Some(lane) = rest.first_mut() else { break };
+            let by = if place >= senders { place.checked_rem(senders) } else { None };
+            let egress = match by.and_then(|by| before.get_mut(by)) {
+                Some(other) => &mut other.egress,
+                None => &mut lane.egress,
+            };
+            let (pool, link) = (&mut self.pool, &mut self.link);
+            all += process_on(&mut lane.ingress, egress, pool, link, self.batch, &mut each)?;
         }
         self.after(all)
     }
@@ -422,7 +442,8 @@ impl Port {
             return Err(self.other_memory(out));
         }
         let mut all = 0;
-        let ways = out.lanes.len();
+        out.look_for_up();
+        let ways = out.senders().max(1);
         for (place, lane) in self.lanes.iter_mut().enumerate() {
             let ingress = &mut lane.ingress;
             let way = if place < ways { place } else { place % ways };
@@ -455,6 +476,11 @@ impl Port {
     fn other_memory(&self, out: &Self) -> Error {
         let (from, to) = (self.device().name().into(), out.device().name().into());
         Error::new(Doing::Forward { from, to }, Cause::OtherMemory)
+    }
+
+    /// How many queues can send. As queues are in order, they are the first.
+    fn senders(&self) -> usize {
+        self.lanes.iter().take_while(|lane| !lane.egress.is_mute()).count()
     }
 
     fn check_gone(&self) -> Result<()> {
@@ -515,9 +541,14 @@ impl Port {
         let have = self.queues();
         let Shared { device, umem, program, monitor, how } = &*self.shared;
         let mut taken = Vec::new();
-        for queue in (0..now).filter(|queue| !have.contains(queue)) {
-            let Ok(lane) = how.open(device, queue, umem, &mut self.pool) else { continue };
+        let new: Vec<_> = (0..now).filter(|queue| !have.contains(queue)).collect();
+        let Ok(tx_queues) = device.info().map(|info| info.tx_queues()) else { return taken };
+        self.pool.fetch(new.len() * how.share() as usize);
+        let Some(full) = how.later(self.pool.len(), new.len().max(1)) else { return taken };
+        for queue in new {
+            let Ok(lane) = how.open(device, queue, tx_queues, full, umem, &mut self.pool) else { continue };
             if program.as_ref().is_some_and(|program| program.insert(lane.socket()).is_err()) {
+                lane.undo_into(&mut self.pool);
                 continue;
             }
             monitor.add(&lane);
@@ -567,7 +598,8 @@ impl Port {
         }
     }
 
-    /// Sends a packet, with the next [`flush`](Self::flush), turn or wait.
+    /// Sends a packet, with the next [`flush`](Self::flush), turn or wait; by one queue until that is
+    /// full, then by the next.
     ///
     /// # Errors
     ///
@@ -586,6 +618,20 @@ impl Port {
             }
         }
         Err(PushError::Full(packet))
+    }
+
+    /// As [`send`](Self::send), by the queue of that number: packets of one flow keep their order on one
+    /// queue.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send); the packet is refused as for a full TX where the port does not have the
+    /// queue, or the interface does not send on it.
+    pub fn send_on(&mut self, queue: u32, packet: Packet) -> core::result::Result<(), PushError<Packet>> {
+        match self.lanes.iter_mut().find(|lane| lane.socket().queue() == queue) {
+            Some(lane) => lane.egress.push(packet),
+            None => Err(PushError::Full(packet)),
+        }
     }
 
     /// Sends a copy of `bytes` as a packet, with the next [`flush`](Self::flush), turn or wait.
@@ -637,15 +683,20 @@ impl Port {
             if self.pool.is_empty() {
                 self.pool.fetch(self.batch as usize);
             }
+            if egress.room() == 0 {
+                continue;
+            }
             let umem = &self.shared.umem;
-            made += egress.generate(n - made, &mut self.pool, |frame| make(umem, frame));
+            let mut ended = false;
+            made += egress
+                .generate(n - made, &mut self.pool, |frame| make(umem, frame).inspect_err(|_| ended = true));
             if self.link.is_up()
                 && egress.in_flight() != 0
                 && let Err(error) = egress.kick()
             {
                 self.link.absorb(error)?;
             }
-            if made == n {
+            if made == n || ended {
                 self.turn = (place + 1) % lanes;
                 break;
             }
@@ -721,22 +772,34 @@ impl Port {
     /// As [`wait`](Self::wait).
     pub fn wait_any(ports: &mut [&mut Self], timeout: Option<Duration>) -> Result<bool> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        if let [first, others @ ..] = &*ports
+            && let Some(other) =
+                others.iter().find(|it| it.device().kernel().id() != first.device().kernel().id())
+        {
+            let doing = Doing::Wait { interface: other.device().name().into(), queue: 0 };
+            return Err(Error::new(doing, Cause::OtherKernel { what: "the interface" }));
+        }
         loop {
-            let mut arrived = false;
-            let mut unsettled = false;
+            let mut before = Before::default();
             for port in ports.iter_mut() {
-                let (has, left) = port.prepare()?;
-                arrived |= has;
-                unsettled |= left;
+                port.prepare(&mut before)?;
             }
-            if arrived {
+            if before.arrived {
                 return Ok(true);
             }
             let left = match deadline {
                 Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
                 None => timeout,
             };
-            let slice = if unsettled { Some(left.map_or(SHORT, |left| left.min(SHORT))) } else { left };
+            if before.blocked {
+                // There are packets, for which TX has no room: some moments, and they are tried again.
+                poll(ports, 0, Some(left.map_or(MOMENT, |left| left.min(MOMENT))))?;
+                return Ok(true);
+            }
+            let slice = match before.unsettled {
+                true => Some(left.map_or(SHORT, |left| left.min(SHORT))),
+                false => left,
+            };
             let found = poll(ports, POLLIN, slice)?;
             let mut happened = false;
             for port in ports.iter_mut().filter(|_| found.watched) {
@@ -795,11 +858,11 @@ impl Port {
     }
 
     /// Everything that must not be left undone before a wait: FILL is filled, what is in TX is told to
-    /// the kernel. Returns whether there are packets already, and whether something is left to do of
-    /// which no event will tell.
-    fn prepare(&mut self) -> Result<(bool, bool)> {
-        let (mut arrived, mut unsettled) = (false, false);
+    /// the kernel. Adds to `found` what is so then.
+    fn prepare(&mut self, found: &mut Before) -> Result<()> {
+        self.look_for_up();
         let up = self.link.is_up();
+        let mut has = false;
         for lane in &mut self.lanes {
             let Lane { ingress, egress } = lane;
             let mut settle = || {
@@ -811,27 +874,31 @@ impl Port {
             if let Err(error) = settle() {
                 self.link.absorb(error)?;
             }
-            arrived |= ingress.available() != 0;
-            unsettled |= ingress.is_starving() || (up && (egress.is_unsent() || ingress.is_unattended()));
+            if ingress.available() != 0 {
+                has = true;
+                found.arrived |= !ingress.is_blocked();
+                found.blocked |= ingress.is_blocked();
+            }
+            found.unsettled |=
+                ingress.is_starving() || (up && (egress.is_unsent() || ingress.is_unattended()));
         }
         self.share();
-        if !arrived {
-            self.check_gone()?;
-        }
-        Ok((arrived, unsettled))
+        if has { Ok(()) } else { self.check_gone() }
     }
 
     /// Makes up to `parts` ports of this one, each with its part of the queues, for as many threads.
     /// The program stays for as long as any of them.
     ///
+    /// Queues that the interface gets later are nobody's then.
+    ///
     /// # Errors
     ///
-    /// [`Cause::TooManyFiles`], and what else watching the interface may meet.
+    /// [`Cause::TooManyFiles`], and what else watching the interface may meet; the port is closed then.
     pub fn split(mut self, parts: usize) -> Result<Vec<Self>> {
         let parts = parts.clamp(1, self.lanes.len().max(1));
         let mut links = Vec::with_capacity(parts);
         for _ in 0..parts {
-            links.push(Link::watch(&self.shared.device)?);
+            links.push(Link::watch(&self.shared.device, self.lanes.first().map(Lane::socket))?);
         }
         if let Some(first) = links.first_mut() {
             first.take_over(&mut self.link);
@@ -855,6 +922,8 @@ impl Port {
 
 /// How long to wait for what no event tells of: frames, or that the kernel takes what is in TX or FILL.
 const SHORT: Duration = Duration::from_millis(1);
+/// How long to wait for room in TX, where packets wait for it.
+const MOMENT: Duration = Duration::from_micros(50);
 /// How long to wait for an event that may be missed.
 const LONG: Duration = Duration::from_millis(100);
 
@@ -878,13 +947,13 @@ fn receive_on(
 /// A lane's part of a [`process`](Port::process).
 #[inline(always)]
 fn process_on<O: Outcome>(
-    lane: &mut Lane,
+    ingress: &mut lane::Ingress,
+    egress: &mut lane::Egress,
     pool: &mut Pool,
     link: &mut Link,
     batch: u32,
     each: impl FnMut(Packet) -> O,
 ) -> Result<u32> {
-    let Lane { ingress, egress } = lane;
     let taken = lane::forward(ingress, egress, pool, batch, each);
     let up = link.is_up();
     let done = after_sending(egress, pool, taken, up).and_then(|()| after_taking(ingress, pool, taken, up));
@@ -900,11 +969,14 @@ fn serve(lane: &mut Lane, pool: &mut Pool, taken: u32, up: bool) -> Result<()> {
     let Lane { ingress, egress } = lane;
     if egress.in_flight() != 0 {
         egress.reclaim(pool);
-        if up && egress.is_unsent() {
+        if up && egress.is_to_be_told() {
             egress.kick()?;
         }
     }
     if taken != 0 {
+        if ingress.is_short() {
+            ingress.top_up(pool);
+        }
         return if up { ingress.wake() } else { Ok(()) };
     }
     if up { idle(ingress, egress, pool) } else { Ok(()) }
@@ -941,6 +1013,17 @@ fn idle(ingress: &mut lane::Ingress, egress: &mut lane::Egress, pool: &mut Pool)
         egress.settle(pool)?;
     }
     if ingress.is_settled() { Ok(()) } else { ingress.settle(pool) }
+}
+
+/// What is so before a wait.
+#[derive(Clone, Copy, Default)]
+struct Before {
+    /// There are packets.
+    arrived: bool,
+    /// There are packets that the last turn had no room for in TX.
+    blocked: bool,
+    /// Something is left to do of which no event will tell.
+    unsettled: bool,
 }
 
 /// What a poll found.
@@ -997,17 +1080,8 @@ impl Drop for Port {
                 // Whatever it says, the port is closed.
                 let _ = lane.egress.kick();
             }
-            let unbound = lane.socket().is_off();
-            lane.empty_into(&mut self.pool, unbound);
+            lane.empty_into(&mut self.pool);
         }
-    }
-}
-
-impl AsFd for Port {
-    /// The descriptor by which the port hears of its interface, for a program's own `poll`, beside
-    /// those of its [`sockets`](Self::sockets): readable when [`event`](Self::event) has news.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.link.watched().fd
     }
 }
 

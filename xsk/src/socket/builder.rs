@@ -223,12 +223,8 @@ impl<'p> SocketBuilder<'p> {
 
         // Held throughout: of two threads, one registers the memory and the other shares it.
         let mut members = lock_members(umem);
-        // A socket whose interface is gone is unbound for good, and lends nothing any more; its rings
-        // can't be mapped then.
-        let is_bound = |socket: Arc<dyn RawSocket>| {
-            socket.map(abi::XDP_UMEM_PGOFF_COMPLETION_RING, 1).err() != Some(Errno::BUSY)
-        };
-        members.retain(|m| m.socket.upgrade().is_some_and(is_bound));
+        // A socket whose interface is gone is unbound for good, and lends nothing any more.
+        members.retain(|m| m.socket.upgrade().is_some_and(|socket| socket.is_bound()));
         let here = kernel.id();
         if members.iter().any(|m| m.kernel != here) {
             return Err(Error::new(binding(), Cause::OtherKernel { what: "the UMEM" }));

@@ -257,14 +257,13 @@ impl Socket {
     /// Whether the kernel took the socket off its interface, because that is gone, and is done with
     /// its rings.
     pub(crate) fn is_off(&self) -> bool {
-        let unbound = || self.0.raw.map(abi::XDP_UMEM_PGOFF_COMPLETION_RING, 1).err() == Some(Errno::BUSY);
         // The state changes first, and then the kernel waits for whoever is at work on the rings. It
         // holds the socket's lock for all of it, which an option waits for.
         let done = || {
             let answer = self.0.raw.setsockopt(SOL_XDP, abi::XDP_RX_RING, &1u32.to_ne_bytes());
             answer == Err(Errno::BUSY)
         };
-        unbound() && done()
+        !self.0.raw.is_bound() && done()
     }
 
     /// Has the kernel send what is in TX (`sendto`): in copy mode this is what transmits; in zero

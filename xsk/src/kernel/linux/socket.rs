@@ -183,6 +183,12 @@ unsafe impl RawSocket for Socket {
         recv(&self.fd, &mut [0u8; 0], RecvFlags::DONTWAIT).map(drop)
     }
 
+    /// By a `sendto` that would wait, which no AF_XDP socket does (`EOPNOTSUPP`): before the kernel
+    /// says so it has looked whether the socket is bound, and nothing else happens.
+    fn is_bound(&self) -> bool {
+        send(&self.fd, &[], SendFlags::empty()) != Err(Errno::NXIO)
+    }
+
     /// A signal ends the wait with `EINTR`, whatever is left of the timeout, so that a program's
     /// handler for Ctrl-C has its say.
     fn poll(&self, events: i16, timeout: Option<Duration>) -> Result<i16, Errno> {
