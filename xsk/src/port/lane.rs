@@ -412,9 +412,10 @@ pub(super) fn forward<O: Outcome>(
     batch: u32,
     each: impl FnMut(Packet) -> O,
 ) -> u32 {
+    let mut back = 0;
     if egress.in_flight() != 0 {
         let owed = ingress.owed();
-        let back = ingress.fill.extend_frames(egress.completion.take(owed.min(batch)));
+        back = ingress.fill.extend_frames(egress.completion.take(owed.min(batch)));
         egress.completed(back);
         if (back == 0 || back == owed) && egress.in_flight() != 0 {
             // More than FILL is owed.
@@ -429,7 +430,7 @@ pub(super) fn forward<O: Outcome>(
     add(&counters.rx_bytes, bytes.0);
     egress.pushed(egress.tx.pushed().wrapping_sub(before), bytes.1);
     ingress.blocked = taken == 0 && egress.tx.room() == 0;
-    if ingress.is_short() {
+    if taken > back && ingress.is_short() {
         ingress.top_up(pool);
     }
     taken

@@ -683,7 +683,7 @@ impl Port {
             if self.pool.is_empty() {
                 self.pool.fetch(self.batch as usize);
             }
-            if egress.room() == 0 {
+            if egress.is_mute() {
                 continue;
             }
             let umem = &self.shared.umem;
