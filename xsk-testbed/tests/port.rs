@@ -221,6 +221,45 @@ fn new_queues_are_taken_on_and_their_packets_received() {
 }
 
 #[test]
+fn a_queue_that_only_receives_sends_by_another() {
+    const EACH: u64 = 300;
+    let Some(bed) = bed(|b| b.queues(2)) else { return };
+    let sources = source_ports(bed.b(), bed.a()).unwrap();
+    bed.a().set_channels(Channels { rx: 2, tx: 1 }).unwrap();
+    let umem = umem(512);
+    let mut port = open(bed.a(), &umem, AttachMode::Native);
+    assert_eq!(port.queues(), [0, 1]);
+    let mut peer = Peer::new(&bed);
+    for &source in &sources {
+        peer.frame = peer.frame.clone().source_port(source);
+        for _ in 0..EACH {
+            peer.send(1);
+            until("a packet", || {
+                port.wait(Some(MOMENT)).unwrap();
+                (port.process(|packet| packet).unwrap() == 1).then_some(())
+            });
+            peer.take(1);
+        }
+    }
+    assert_eq!(port.drain(PATIENCE).unwrap(), 0);
+    let statistics = port.monitor().statistics().unwrap();
+    let [(_, first), (_, second)] = statistics.queues() else { panic!("{statistics:?}") };
+    assert_eq!((first.rx_packets, first.tx_completed), (EACH, 2 * EACH));
+    assert_eq!((second.rx_packets, second.tx_packets), (EACH, 0));
+    let packet = port.packet(60).unwrap();
+    let Err(refused) = port.send_on(1, packet) else { panic!("the kernel would never send it") };
+    port.recycle(refused.into_inner());
+    assert_settled(&umem);
+    drop(port);
+
+    // With no other queue the error says why.
+    let mut port = Port::builder(&device(bed.a())).queue(1).ring_size(RING).open().unwrap();
+    peer.send(1);
+    let error = until("an error", || port.process(|packet| packet).err());
+    assert_eq!(*error.cause(), Cause::NoTxQueue { queue: 1 });
+}
+
+#[test]
 fn queues_that_are_not_the_ports_come_and_go() {
     for mode in MODES {
         let Some(bed) = bed(|b| b.queues(4)) else { return };
