@@ -219,6 +219,13 @@ pub(crate) struct Attach {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Addresses")]
 pub(crate) struct Addresses {
+    /// Make the interface that a packet leaves by its sender: its MAC address becomes the source
+    ///
+    /// As switches learn where a sender is, this keeps them from learning it wrongly. The destination
+    /// stays, unless --dst-mac or --back-dst-mac gives one.
+    #[arg(long, requires = "out")]
+    pub(crate) rewrite: bool,
+
     /// Address packets to this MAC address, and from that of the interface they leave by
     ///
     /// As a router does for its next hop. With --out this is for packets that leave there; with one

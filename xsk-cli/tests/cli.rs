@@ -145,6 +145,12 @@ Interface:
           Run the XDP program in the network stack; works everywhere, slower
 
 Addresses:
+      --rewrite
+          Make the interface that a packet leaves by its sender: its MAC address becomes the source
+          
+          As switches learn where a sender is, this keeps them from learning it wrongly. The
+          destination stays, unless --dst-mac or --back-dst-mac gives one.
+
       --dst-mac <MAC>
           Address packets to this MAC address, and from that of the interface they leave by
           

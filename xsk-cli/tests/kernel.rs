@@ -639,20 +639,25 @@ fn l2fwd_forwards_between_two_interfaces_both_ways() {
         (&["--poll", "--threads", "1", "-q", "all"], None, None),
         (&["--dst-mac", mac], Some(inner.mac), None),
         (&["--dst-mac", mac, "--back-dst-mac", mac], Some(inner.mac), Some(bed.a().mac)),
+        (&["--rewrite"], Some(inner.mac), Some(bed.a().mac)),
+        (&["--rewrite", "--dst-mac", mac], Some(inner.mac), Some(bed.a().mac)),
     ] {
         let both = ["l2fwd", "-i", &bed.a().name, "-o", &inner.name, "-n", "0.1"];
         let xsk = Xsk::start(&[&both[..], more].concat());
         assert_eq!(Device::open(&inner.name).unwrap().info().unwrap().programs().len(), 1);
-        let readdressed = |own: Option<[u8; 6]>| {
+        let readdressed = |own: Option<[u8; 6]>, option: &str| {
+            let has_next_hop = more.contains(&option);
             move |frame: &mut Vec<u8>| {
                 if let Some(own) = own {
-                    frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x99]);
                     frame[6..12].copy_from_slice(&own);
+                }
+                if has_next_hop {
+                    frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x99]);
                 }
             }
         };
-        assert_crosses(&left, &right, 2, readdressed(there));
-        assert_crosses(&right, &left, 4, readdressed(back));
+        assert_crosses(&left, &right, 2, readdressed(there, "--dst-mac"));
+        assert_crosses(&right, &left, 4, readdressed(back, "--back-dst-mac"));
         let summary = xsk.interrupt();
         assert_eq!((&summary["rx_packets"], &summary["tx_packets"]), (&400.into(), &400.into()), "{summary}");
         assert_eq!(summary["statistics"]["tx_unfinished"], 0);

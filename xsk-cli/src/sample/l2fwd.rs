@@ -76,6 +76,14 @@ pub(crate) fn readdress(packet: &mut [u8], addresses: &Addresses) {
     }
 }
 
+/// Writes the source MAC address.
+#[inline(always)]
+pub(crate) fn resource(packet: &mut [u8], from: &[u8; 6]) {
+    if let Some(source) = packet.get_mut(6..12) {
+        source.copy_from_slice(from);
+    }
+}
+
 /// Swaps source and destination MAC address, in registers.
 #[inline(always)]
 pub(crate) fn swap_macs(packet: &mut [u8]) {

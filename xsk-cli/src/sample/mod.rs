@@ -211,8 +211,13 @@ fn forward(args: &cli::L2fwd, out: &str) -> Result<(), Failure> {
     if !interface.take_all {
         guard::check(&[near.takes(), far.takes()])?;
     }
-    let there = addresses.dst_mac.map(|to| header(&far.device, to)).transpose()?;
-    let back = addresses.back_dst_mac.map(|to| header(&near.device, to)).transpose()?;
+    let rewrite = |device: &Device, to: Option<Mac>| match to {
+        Some(to) => header(device, to).map(Rewrite::Both),
+        None if addresses.rewrite => source(device).map(Rewrite::Source),
+        None => Ok(Rewrite::Nothing),
+    };
+    let there = rewrite(&far.device, addresses.dst_mac)?;
+    let back = rewrite(&near.device, addresses.back_dst_mac)?;
     // A port takes a full FILL and as many to send, before the other has its turn.
     let (umem, _) = memory(rings, &[&near, &far], rings.ring.saturating_mul(2))?;
     let open =
@@ -221,11 +226,11 @@ fn forward(args: &cli::L2fwd, out: &str) -> Result<(), Failure> {
 
     let session = Session::start("l2fwd", ports, None, threads, output, false)?;
     session.run(|_, [near, far], pulse| {
-        let write = |addresses: Option<l2fwd::Addresses>| {
-            move |packet: &mut [u8]| {
-                if let Some(addresses) = &addresses {
-                    l2fwd::readdress(packet, addresses);
-                }
+        let write = |rewrite: Rewrite| {
+            move |packet: &mut [u8]| match &rewrite {
+                Rewrite::Nothing => {}
+                Rewrite::Source(from) => l2fwd::resource(packet, from),
+                Rewrite::Both(addresses) => l2fwd::readdress(packet, addresses),
             }
         };
         let go_on = |ports: &mut [&mut Port], _| pulse.beat(ports);
@@ -233,19 +238,33 @@ fn forward(args: &cli::L2fwd, out: &str) -> Result<(), Failure> {
     })
 }
 
-/// How packets begin that leave by an interface for a next hop.
-fn header(device: &Device, Mac(to): Mac) -> Result<l2fwd::Addresses, Failure> {
-    let from = device.info()?.mac().ok_or_else(|| {
+/// What a forwarder writes into packets that leave by an interface.
+#[derive(Clone, Copy)]
+enum Rewrite {
+    Nothing,
+    /// Who sends it.
+    Source([u8; 6]),
+    /// Who gets it and who sends it.
+    Both(l2fwd::Addresses),
+}
+
+/// The MAC address of the interface that packets leave by.
+fn source(device: &Device) -> Result<[u8; 6], Failure> {
+    device.info()?.mac().ok_or_else(|| {
         Failure::new(
             &format!("cannot address packets that leave by {}", device.name()),
             "the interface has no MAC address".into(),
             "A packet names its sender.",
             "forward them as they are".into(),
         )
-    })?;
+    })
+}
+
+/// How packets begin that leave by an interface for a next hop.
+fn header(device: &Device, Mac(to): Mac) -> Result<l2fwd::Addresses, Failure> {
     let mut header = [0; 12];
     header[..6].copy_from_slice(&to);
-    header[6..].copy_from_slice(&from);
+    header[6..].copy_from_slice(&source(device)?);
     Ok(header)
 }
 
