@@ -325,12 +325,12 @@ const REASONS: [Reason; 6] = [
         "packets dropped: no free frame in FILL (a larger --ring may help)",
     ),
     (
-        |counts| if counts.rx_fill_empty.is_some() { counts.rx_too_long } else { 0 },
+        |counts| if counts.rx_ring_full.is_some() { counts.rx_too_long } else { 0 },
         "packets dropped: longer than a frame",
     ),
     // Kernels before 5.9 have one counter for all.
     (
-        |counts| if counts.rx_fill_empty.is_none() { counts.rx_too_long } else { 0 },
+        |counts| if counts.rx_ring_full.is_none() { counts.rx_too_long } else { 0 },
         "packets dropped: no room for them",
     ),
     (|counts| counts.rx_ring_full.unwrap_or(0), "packets dropped: RX was full (a larger --ring may help)"),

@@ -31,7 +31,8 @@ pub struct Counts {
     /// port gives FILL no more frames than RX has room for, so that FILL runs empty first.
     pub rx_ring_full: Option<u64>,
     /// Packets that arrived and found FILL empty: the program was too slow to take packets out of RX,
-    /// or kept too many (Linux 5.9; before that they are in `rx_too_long`).
+    /// or kept too many (Linux 5.9; before that they are in `rx_too_long`). Absent in zero copy, where
+    /// the NIC drops what it has no frame for, and the kernel counts how often its driver looked.
     pub rx_fill_empty: Option<u64>,
     /// Packets that arrived and were longer than a frame.
     pub rx_too_long: u64,
@@ -40,8 +41,9 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn new(counters: &Counters, kernel: Statistics) -> Self {
-        let fill_empty = kernel.rx_fill_ring_empty;
+    fn new(counters: &Counters, kernel: Statistics, zero_copy: bool) -> Self {
+        // In zero copy the kernel counts how often the driver asked in vain.
+        let fill_empty = kernel.rx_fill_ring_empty.filter(|_| !zero_copy);
         Self {
             rx_packets: counters.rx_packets.load(Relaxed),
             rx_bytes: counters.rx_bytes.load(Relaxed),
@@ -144,6 +146,7 @@ struct Watched {
     queue: u32,
     counters: Arc<Counters>,
     socket: WeakSocket,
+    zero_copy: bool,
 }
 
 impl Monitor {
@@ -153,8 +156,12 @@ impl Monitor {
 
     pub(super) fn add(&self, lane: &Lane) {
         let socket = lane.socket();
-        let watched =
-            Watched { queue: socket.queue(), counters: lane.counters().clone(), socket: socket.downgrade() };
+        let watched = Watched {
+            queue: socket.queue(),
+            counters: lane.counters().clone(),
+            socket: socket.downgrade(),
+            zero_copy: socket.is_zero_copy(),
+        };
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.push(watched);
         all.sort_by_key(|watched| watched.queue);
@@ -176,7 +183,7 @@ impl Monitor {
                     closed.unwrap_or_default()
                 }
             };
-            Ok((watched.queue, Counts::new(&watched.counters, kernel)))
+            Ok((watched.queue, Counts::new(&watched.counters, kernel, watched.zero_copy)))
         };
         Ok(PortStatistics { queues: all.iter().map(read).collect::<Result<_>>()? })
     }

@@ -46,7 +46,7 @@ unsafe impl Sockets for Linux {
     fn poll(&self, entries: &mut [PollEntry<'_>], timeout: Option<Duration>) -> Result<usize, Errno> {
         // A timeout beyond what the kernel can count is for ever as well.
         let timeout = timeout.and_then(|timeout| {
-            let tv_sec = libc::time_t::try_from(timeout.as_secs()).ok()?;
+            let tv_sec = timeout.as_secs().try_into().ok()?;
             Some(libc::timespec { tv_sec, tv_nsec: timeout.subsec_nanos() as _ })
         });
         let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
