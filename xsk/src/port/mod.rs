@@ -67,6 +67,20 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Which packets, which queues
+//!
+//! [`Port::open`] takes everything that arrives, so that Linux sees nothing of it: no ARP, no ping, no
+//! SSH. A [`Steering`](crate::xdp::Steering) says what is taken, and Linux has the rest:
+//!
+//! ```no_run
+//! # fn main() -> xsk::Result<()> {
+//! # let device = xsk::Device::open("eth1")?;
+//! use xsk::xdp::Steering;
+//! let port = xsk::Port::builder(&device).queues(0..2).steering(Steering::udp_ports([53])).open()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Several interfaces
 //!
 //! [`Port::open_each`] opens ports that share their memory, between which packets are
@@ -180,7 +194,10 @@ pub enum Action {
     Send(Packet),
     /// It is done with; its frame is used again.
     Drop(Packet),
-    /// The program has put it elsewhere.
+    /// The program has put it elsewhere, to [send](Port::send) it later or to
+    /// [recycle](Port::recycle) it. It holds a frame, of which a port has twice
+    /// [`ring_size`](PortBuilder::ring_size) for each queue: with too many kept, packets that arrive
+    /// are lost ([`Counts::rx_fill_empty`]).
     Keep,
 }
 
@@ -755,7 +772,8 @@ impl Port {
     /// (`None` waits without end). Returns whether there are packets. What was given to the port
     /// before is sent first.
     ///
-    /// A signal ends the wait early.
+    /// A signal ends the wait early. Nothing that another thread does ends it, but for packets: a thread
+    /// that must end on request waits with a timeout.
     ///
     /// # Errors
     ///
@@ -886,8 +904,9 @@ impl Port {
         if has { Ok(()) } else { self.check_gone() }
     }
 
-    /// Makes up to `parts` ports of this one, each with its part of the queues, for as many threads.
-    /// The program stays for as long as any of them.
+    /// Makes up to `parts` ports of this one, for as many threads. Queues are dealt in turn: of four in
+    /// two parts, 0 and 2, 1 and 3. There is at least one port, and none without a queue. The program
+    /// stays for as long as any of them.
     ///
     /// Queues that the interface gets later are nobody's then.
     ///

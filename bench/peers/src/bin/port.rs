@@ -50,7 +50,7 @@ fn l2fwd(settings: &Settings) -> xsk::Result<()> {
     drop(pool);
     let mut port = Port::builder(&device)
         .umem(&umem)
-        .queues(settings.queue)
+        .queue(settings.queue)
         .ring_size(2048)
         .batch(settings.batch)
         .mode(Mode::Copy)
