@@ -717,14 +717,16 @@ fn packets_cross_between_two_interfaces_both_ways_at_once() {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         let count = 2 * PORTS.len() as u64 * COUNT;
-        for statistics in monitors.map(|monitor| monitor.statistics().unwrap()) {
+        let both = monitors.map(|monitor| monitor.statistics().unwrap());
+        for statistics in &both {
             let total = statistics.total();
             assert_eq!((total.rx_packets, total.tx_packets, total.tx_completed), (count, count, count));
             assert_eq!((total.rx_lost(), total.tx_dropped), (0, 0));
-            // In generic mode a veth has queue 0 alone.
-            let all_queues = statistics.queues().iter().all(|(_, counts)| counts.rx_packets != 0);
-            assert_eq!(all_queues, mode == AttachMode::Native, "{mode:?}: {statistics:?}");
         }
+        // In generic mode a veth has queue 0 alone. In native mode a hash with a random key decides, so
+        // that one of the two may have all packets on one queue.
+        let spread = both.iter().any(|it| it.queues().iter().all(|(_, counts)| counts.rx_packets != 0));
+        assert_eq!(spread, mode == AttachMode::Native, "{mode:?}: {both:?}");
         assert_settled(&umem);
         drop(pairs);
         assert_home(&umem);
