@@ -33,6 +33,9 @@ pub enum Event {
     /// The link is back.
     LinkBack,
     /// The interface has another number of queues than before.
+    ///
+    /// veth (6.18) runs its program on a new queue only once it was switched off and on: until then
+    /// nothing arrives there, taken on or not.
     Queues {
         /// How many it had.
         was: u32,
